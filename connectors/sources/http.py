@@ -221,9 +221,12 @@ def _context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | Non
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     try:
-        return str(ipaddress.ip_address(host.strip("[]"))), int(port)
+        address, number = str(ipaddress.ip_address(host.strip("[]"))), int(port)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be an address and a port, e.g. 127.0.0.1:8080") from None
+        address, number = "", -1
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an address and a port, e.g. 127.0.0.1:8080")
+    return address, number
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -29,6 +29,7 @@ from inferline_stream.actuators.actuator import (
     restart_in_s,
 )
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.errors import InvalidFile
 from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.settings import dispatcher_environment
@@ -215,15 +216,25 @@ class LocalActuator:
         return greeted
 
     def _start(self) -> socket.socket:
-        """Start a supervisor; returns the connection to it."""
-        self._log_folder.mkdir(parents=True, exist_ok=True)
+        """Start a supervisor; returns the connection to it.
+
+        Raises:
+            InvalidFile: its log cannot be written.
+        """
         if self._socket:
             folder = Path(self._socket).parent
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
             Path(self._socket).unlink(missing_ok=True)  # of a supervisor that was killed
+        log_file = self._log_folder / "supervisor.log"
+        try:
+            self._log_folder.mkdir(parents=True, exist_ok=True)
+            log = log_file.open("ab")
+        except OSError as error:
+            remedy = "copy the topology into a folder that can be written"
+            raise InvalidFile(f"{log_file}: cannot be written ({error.strerror}); {remedy}") from None
         ours, theirs = socket.socketpair()
-        with theirs, (self._log_folder / "supervisor.log").open("ab") as log:
+        with theirs, log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _SUPERVISOR_MODULE, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,

@@ -46,9 +46,12 @@ def init(
     present = [name for name in files if (folder / name).exists()]
     if present:
         raise UsageError(f"{folder}: holds {', '.join(present)} already; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write into the folder {folder}: {error.strerror}; name another one") from None
     written = folder / "topology.py"
     if output == "json":
         print_json({"topology": str(written), "files": [str(folder / name) for name in files]})

@@ -37,6 +37,9 @@ def keda(
 
     from inferline_stream.actuators.kubernetes.scaled_objects import scaled_object, trigger_authentication
 
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--address {address!r} is no host:port; write e.g. inferline.shop:9465")
     pipeline = pipeline_of(topology, groups=True)
     groups = [group for group in pipeline.groups if isinstance(group.workers, KedaScaler)]
     if not groups:

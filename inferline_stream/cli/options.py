@@ -5,7 +5,9 @@ A command takes a group as one parameter. `command_group` gives it an option for
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +21,10 @@ from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.pipeline.validation import validated
+
+_DAY_S = 86_400.0
+_LONGEST_S = 36_500 * _DAY_S
+"""Of a duration: longer is a mistake, and a time so far ahead may be after the calendar's end."""
 
 Topology = Annotated[
     Path, typer.Argument(help="the topology file, or the folder that holds a topology.py; file:name for one of several")
@@ -243,7 +249,8 @@ def pipeline_of(topology: Path, *, valid: bool = True, groups: bool = False) -> 
         InvalidTopology: everything that is wrong with it, where it has to be valid.
         UsageError: it declares consumer groups, and the command is for stages alone.
     """
-    pipeline = load_topology(topology_file(topology))
+    with contextlib.redirect_stdout(sys.stderr):  # what it prints as it is loaded is no part of a command's result
+        pipeline = load_topology(topology_file(topology))
     pipeline = validated(pipeline) if valid else pipeline
     if pipeline.groups and not groups:
         raise UsageError(
@@ -289,4 +296,6 @@ def duration_of(option: str, text: str) -> float:
         raise UsageError(f"{option}: {error}") from None
     if seconds <= 0:
         raise UsageError(f"{option}: {text!r} must be above 0, e.g. 10m")
+    if seconds > _LONGEST_S:
+        raise UsageError(f"{option}: {text!r} is longer than {_LONGEST_S / _DAY_S:g}d; give less")
     return seconds

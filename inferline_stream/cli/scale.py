@@ -13,7 +13,7 @@ import typer
 
 from inferline_stream.cli.options import Output, Running, Topology, check_stages, duration_of, pipeline_of, stage_names
 from inferline_stream.cli.output import print_json
-from inferline_stream.controlplane.records.control_records import Override
+from inferline_stream.controlplane.records.control_records import MOST_REPLICAS, Override
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
@@ -21,18 +21,27 @@ from inferline_stream.pipeline.schedule import On, check_amounts, last_s
 from inferline_stream.pipeline.spot import is_spot
 from inferline_stream.pipeline.topology import Pipeline
 
+_MOST_OF_KIND = MOST_REPLICAS
+"""Replicas of a hardware kind in stock, or its dollars per hour: more is a mistake."""
+
 Lasting = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
 
 
 def scale(
     topology: Topology,
     stage: Annotated[str | None, typer.Argument(help="the stage, for replicas, limits and standbys")] = None,
-    replicas: Annotated[int | None, typer.Argument(help="hold the stage at so many", min=0)] = None,
+    replicas: Annotated[int | None, typer.Argument(help="hold the stage at so many", min=0, max=MOST_REPLICAS)] = None,
     *,
     running: Running,
-    minimum: Annotated[int | None, typer.Option("--min", help="fewest replicas of the stage", min=0)] = None,
-    maximum: Annotated[int | None, typer.Option("--max", help="most replicas of the stage", min=1)] = None,
-    standby: Annotated[int | None, typer.Option(help="replicas of the stage that stand by", min=0)] = None,
+    minimum: Annotated[
+        int | None, typer.Option("--min", help="fewest replicas of the stage", min=0, max=MOST_REPLICAS)
+    ] = None,
+    maximum: Annotated[
+        int | None, typer.Option("--max", help="most replicas of the stage", min=1, max=MOST_REPLICAS)
+    ] = None,
+    standby: Annotated[
+        int | None, typer.Option(help="replicas of the stage that stand by", min=0, max=MOST_REPLICAS)
+    ] = None,
     slo: Annotated[
         str | None, typer.Option(help='in place of the topology\'s, e.g. "150ms": planned for at once')
     ] = None,
@@ -90,6 +99,8 @@ def scale(
         raise UsageError(
             "nothing to set: give a stage and a number of replicas, or one of the options of `scale --help`"
         )
+    if lasting is not None and not (of_stage or whole):
+        raise UsageError("--for: a window lapses once it is over, and a notice once its time is up; leave --for out")
     signed = [msgspec.structs.replace(override, until_s=lapses_s, who=who()) for override in (*of_stage, *whole)]
     signed += notices
     signed += [msgspec.structs.replace(override, who=who()) for override in windows]
@@ -136,9 +147,9 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
             value = float(number)
         except ValueError:
             value = -1.0
-        if not 0 <= value < float("inf") or (option == "stock" and value != int(value)):
+        if not 0 <= value <= _MOST_OF_KIND or (option == "stock" and value != int(value)):
             what = "a whole number of replicas" if option == "stock" else "dollars per hour"
-            raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 or more")
+            raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 to {_MOST_OF_KIND}")
         found.append((kind, value))
     return found
 

@@ -93,7 +93,7 @@ def file_and_name(path: Path) -> tuple[Path, str]:
     variable = ""
     if ":" in path.name and not path.exists():
         stem, _, variable = path.name.rpartition(":")
-        path = path.with_name(stem)
+        path = path.parent / stem
     path = path.resolve()
     return (path / "topology.py" if path.is_dir() else path), variable
 

@@ -14,11 +14,11 @@ import aiokafka.client
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
+from aiokafka.conn import AIOKafkaConnection, CloseReason, collect_hosts, create_conn
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.fetched_batches import are_bounded, bound_batches
 from inferline_stream.settings import KafkaSecurity, from_environment, kafka_security
 
@@ -53,6 +53,21 @@ def hosts(bootstrap_servers: str) -> str:
     return bootstrap_servers.removeprefix(_PLAIN)
 
 
+def _first_broker(bootstrap_servers: str) -> tuple[str, int]:
+    """Host and port of the first broker of an address, as clients read it: without a port it is 9092.
+
+    Raises:
+        UsageError: there is no such address.
+    """
+    try:
+        found = [(host, port) for host, port, _ in collect_hosts(hosts(bootstrap_servers), randomize=False)]
+    except ValueError:
+        found = []
+    if not found or not all(host and 0 < port < 2**16 for host, port in found):
+        raise UsageError(f"{hosts(bootstrap_servers)!r} is no address of Kafka; write host:port, e.g. localhost:9092")
+    return found[0]
+
+
 def security_of(bootstrap_servers: str) -> KafkaSecurity:
     """How to connect to an address: as the environment says, unless the address itself says plaintext.
 
@@ -66,8 +81,9 @@ def client_options(bootstrap_servers: str) -> dict[str, Any]:
     """What every aiokafka client of a cluster is given: where it is, TLS and SASL.
 
     Raises:
-        UsageError: as `security_of`.
+        UsageError: as `security_of`, or there is no such address.
     """
+    _first_broker(bootstrap_servers)
     _repair_aiokafka()
     if not are_bounded():
         bound_batches(round(from_environment().decompressed_bytes))
@@ -121,9 +137,9 @@ async def refused(bootstrap_servers: str, security: KafkaSecurity | None = None)
         security: of another user than this process's own.
     """
     security = security or security_of(bootstrap_servers)
-    where, port = hosts(bootstrap_servers).split(",")[0].rsplit(":", 1)
+    where, port = _first_broker(bootstrap_servers)
     try:
-        connection = await create_conn(where.strip(), int(port), request_timeout_ms=3000, **_secured(security))
+        connection = await create_conn(where, port, request_timeout_ms=3000, **_secured(security))
     except ssl.SSLCertVerificationError as error:
         return (
             f"the certificate of Kafka at {where}:{port} is not trusted: {error.verify_message}; "

@@ -57,7 +57,7 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
         )
     elif (count := sum(not source.background for source in every)) > MOST_CLASSES:
         yield f"{count} live source topics, {MOST_CLASSES} are supported; declare a pipeline for the others"
-    for name, times in Counter(source.name for source in every).items():
+    for name, times in Counter(source.name for source in every if isinstance(source.name, str)).items():
         if times > 1:
             yield f"source topic {name!r} is listed {times} times; list it once"
     moved = [source for source in sources if source.header is not None]

@@ -101,6 +101,10 @@ class Hardware:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("hardware needs a name")
+        if not isinstance(self.node_labels, Mapping):
+            raise ValueError(
+                f'hardware {self.name!r}: node_labels {self.node_labels!r} are no labels; write {{"label": "value"}}'
+            )
         if not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
             raise ValueError(f"hardware {self.name!r}: price {self.price_per_hour} $/h must be 0 or more")
         if self.asleep_per_hour is not None and not 0 <= self.asleep_per_hour <= self.price_per_hour:
@@ -177,12 +181,19 @@ class Hardware:
             stock=places if self.emulated else None,
             gpu_stock=self.stock if self.gpu_stock is None and not self.emulated else self.gpu_stock,
             spot=None,
+            asleep_per_hour=None if self.asleep_per_hour is None else self.asleep_per_hour / parts,
         )
 
     def lent(self, spot: Spot) -> Hardware:
         """Return the same hardware as spot capacity."""
         labels = {**self.node_labels, **spot.node_labels}
-        return replace(self, name=spot_name(self.name), price_per_hour=spot.price, node_labels=labels)
+        return replace(self.at_price(spot.price), name=spot_name(self.name), node_labels=labels)
+
+    def at_price(self, per_hour: float) -> Hardware:
+        """Return the same hardware at another price; asleep or as spot it costs no more than that."""
+        asleep = None if self.asleep_per_hour is None else min(self.asleep_per_hour, per_hour)
+        spot = None if self.spot is None else replace(self.spot, price=min(self.spot.price, per_hour))
+        return replace(self, price_per_hour=per_hour, asleep_per_hour=asleep, spot=spot)
 
     def gpus_of(self, replicas: int) -> float:
         """Return the GPUs that so many replicas take: none but the same kind gets the rest of one that is shared."""
@@ -247,7 +258,7 @@ def at_prices(kinds: Catalogue, prices: Mapping[str, float]) -> Catalogue:
         whole, parts = divided(name)
         if whole in prices:
             found.setdefault(name, prices[whole] / parts)
-    return {name: replace(kind, price_per_hour=found.get(name, kind.price_per_hour)) for name, kind in kinds.items()}
+    return {name: kind.at_price(found.get(name, kind.price_per_hour)) for name, kind in kinds.items()}
 
 
 def _is_divisible(kind: Hardware) -> bool:

@@ -98,7 +98,7 @@ class ModelServer:
         """What is wrong with it, in words."""
         schemes = ("http", "https", *(GRPC_SCHEMES if self.protocol == "open_inference" else ()))
         try:
-            parts = urlsplit(self.url.replace(PORT, "1"))
+            parts = urlsplit(str(self.url).replace(PORT, "1"))
             known = parts.scheme in schemes and bool(parts.hostname) and bool(self.command or self.port > 0)
         except ValueError:
             known = False

@@ -55,6 +55,8 @@ class Spot:
         for name, number in (("price", self.price), ("losses_per_hour", self.losses_per_hour), ("most", self.most)):
             if number is not None and not (math.isfinite(number) and number >= 0):
                 raise ValueError(f"spot {name} {number} must be 0 or more")
+        if not isinstance(self.node_labels, Mapping):
+            raise ValueError(f'spot node_labels {self.node_labels!r} are no labels; write {{"label": "value"}}')
         try:
             duration_s(self.notice)
         except ValueError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -136,12 +137,21 @@ class Sample:
             sample's own.
         key: field of the events that becomes their records' key. Plans then know busy keys, whose events stages process
             one batch after the other.
+
+    Raises:
+        TypeError: a file that has no name.
     """
 
     arrivals: str
     events: str
     replay: str | None = None
     key: str | None = None
+
+    def __post_init__(self) -> None:
+        given: Any
+        for name, given in (("arrivals", self.arrivals), ("events", self.events), ("replay", self.replay)):
+            if not isinstance(given, str | PathLike) and not (name == "replay" and given is None):
+                raise TypeError(f'{name} {given!r} is no file; write the name of one, e.g. {name}="{name}.csv"')
 
 
 class Stage:
@@ -226,8 +236,8 @@ class Stage:
         self.name = name
         self.run = run
         self.server = server
-        self.hardware = (hardware,) if isinstance(hardware, str) else tuple(hardware)
-        self.after = [parent if isinstance(parent, Edge) else Edge(parent) for parent in after]
+        self.hardware = (hardware,) if isinstance(hardware, str) else _each("hardware", hardware)
+        self.after = [parent if isinstance(parent, Edge) else Edge(parent) for parent in _each("after", after)]
         by_event = isinstance(server, ModelServer) and not server.batches
         self.max_batch_size = 1 if by_event else max_batch_size
         self.concurrency = concurrency
@@ -320,6 +330,17 @@ class Stage:
         return f"Stage({self.name!r})"
 
 
+def _each(argument: str, given: Iterable[_Value]) -> tuple[_Value, ...]:
+    """What an argument lists.
+
+    Raises:
+        TypeError: it is no list.
+    """
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{argument}= takes a list, and {type(given).__name__} is none; write {argument}=[...]")
+    return tuple(given)
+
+
 def _listed(source: Any) -> tuple[Any, ...]:
     """What stands for sources, whatever it is: `validation` judges it."""
     return tuple(source) if isinstance(source, list | tuple) else (source,)
@@ -384,7 +405,7 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.slo = slo
-        listed = tuple(stages)
+        listed = _each("stages", stages)
         self.stages = tuple(each for each in listed if not isinstance(each, ConsumerGroup))
         self.groups = tuple(each for each in listed if isinstance(each, ConsumerGroup))
         """Consumer groups that run already, in place of stages."""
@@ -393,13 +414,13 @@ class Pipeline:
             self.listed = tuple(map(Topic, dict.fromkeys(group.topic for group in self.groups if not group.after)))
         self.sink = sink
         self.sample = sample
-        self.hardware = tuple(hardware)
+        self.hardware = _each("hardware", hardware)
         self.objective = objective
         self.slo_window = slo_window
         self.on_expired = on_expired
         self.order = order
         self.idle = idle
-        self.schedule = tuple(schedule)
+        self.schedule = _each("schedule", schedule)
         self.zone = zone
         self.declared = declared_at()
 

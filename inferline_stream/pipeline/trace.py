@@ -140,6 +140,10 @@ def levels_trace(levels: list[tuple[float, float]], cv: float, rng: np.random.Ge
     return Trace(np.concatenate(parts) if parts else np.empty(0))
 
 
+_DAY_S = 86_400.0
+_LONGEST_S = 366 * _DAY_S
+"""Of a trace: replays step through it, and a longer one is a mistake of units, or has a stray time."""
+
 _TIME_COLUMNS = ("arrival_s", "timestamp", "time", "t")
 _COUNT_COLUMNS = ("count", "requests", "events", "arrivals")
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?)(\.\d+)?\s?(Z|[+-]\d\d:?\d\d)?")
@@ -158,7 +162,8 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
         expecting: see `Expecting`.
 
     Raises:
-        InvalidFile: no rows, a missing column, or a value that is no time or count, with its line.
+        InvalidFile: no rows, a missing column, a value that is no time or count, with its line, or times that span
+            more than a year.
     """
     numbered = [(line, row) for line, row in enumerate(csv.reader(io.StringIO(text)), start=1) if any(row)]
     lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
@@ -185,7 +190,13 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
         worst = int(np.flatnonzero(~np.isfinite(times) | (counts < 0))[0])
         raise InvalidFile(f"{where}:{lines[worst + 1]}: times must be finite and counts 0 or more")
     order = np.argsort(times, kind="stable")
-    times, counts = times[order] - times.min(), counts[order]
+    with np.errstate(over="ignore"):
+        times, counts = times[order] - times.min(), counts[order]
+    if times[-1] > _LONGEST_S:
+        raise InvalidFile(
+            f"{where}: its times span {times[-1] / _DAY_S:,.4g} days, at most {_LONGEST_S / _DAY_S:g} are replayed; "
+            "give them in seconds, and leave strays out"
+        )
     if count_column is None:
         return Trace(times)
     period_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0

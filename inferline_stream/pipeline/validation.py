@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from inferline_stream.errors import InvalidTopology
@@ -68,6 +68,8 @@ def problems(pipeline: Pipeline) -> tuple[str, ...]:
     if pipeline.groups:
         return (*found, *problems_of_groups(pipeline))
     found += problems_of_fallbacks(pipeline)
+    if not all(isinstance(stage.name, str) for stage in stages):
+        return tuple(found)  # what follows looks stages up by their names
     # Types are compared only along edges that lead from stage to stage.
     found += _of_types(stages, pipeline)
     return tuple(found)
@@ -130,7 +132,8 @@ def _of_stage_list(stages: Sequence[Any]) -> Iterator[str]:
         if times > 1:
             name = next(stage.name for stage in objects if id(stage) == ident)
             yield f"stage {name!r} is listed {times} times; list it once"
-    names = Counter(stage.name for stage in {id(stage): stage for stage in objects}.values())
+    distinct = {id(stage): stage for stage in objects}.values()
+    names = Counter(stage.name for stage in distinct if isinstance(stage.name, str))
     for name, times in names.items():
         if times > 1:
             yield f"{times} stages are called {name!r}; give each a name of its own"
@@ -148,7 +151,8 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
             continue
         name: Any = end.name
         if not isinstance(name, str) or not _TOPIC.fullmatch(name) or set(name) == {"."} or len(name) > _LONGEST_TOPIC:
-            yield f"{role} topic {name!r} is no name for a Kafka topic: use letters, digits, '.', '_' and '-'"
+            remedy = f"use letters, digits, '.', '_' and '-', at most {_LONGEST_TOPIC}"
+            yield f"{role} topic {name!r} is no name for a Kafka topic: {remedy}"
         elif name in own:
             yield f"{role} topic {name!r} is a name that the pipeline uses itself; rename it"
         if not isinstance(end.codec, Codec) and end.codec not in CODECS:
@@ -161,7 +165,7 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
         header: Any = end.timestamp_header
         if header is not None and not (isinstance(header, str) and header):
             yield f"{role} topic {name!r}: timestamp_header {header!r} must be the name of a header"
-    fed = {sink.name for sink in sinks if isinstance(sink, Topic)}
+    fed = [sink.name for sink in sinks if isinstance(sink, Topic)]
     for source in pipeline.sources:
         if isinstance(source, Topic) and source.name in fed:
             yield f"source and sink are both topic {source.name!r}; results would come back as events"
@@ -220,6 +224,8 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     for kind in stage.hardware:
         if isinstance(kind, Hardware):
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
+        elif not isinstance(kind, str):
+            yield f"hardware {kind!r} is no name of a kind; write one such as 'cpu-1'"
         elif is_spot(kind) and kind in kinds and on_demand(kind) not in stage.hardware:
             yield f"hardware {kind!r} may be taken away: add {on_demand(kind)!r}, which takes over then"
         elif kind not in kinds:
@@ -249,6 +255,10 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
 
 
 def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
+    times: Any = declared_times(stage.emulated)
+    if times is not None and not isinstance(times, Mapping):
+        yield f'emulated {times!r} is no table; give emulated={{1: "20ms", 8: "60ms"}}'
+        return
     emulated = [kind for kind in stage.hardware if isinstance(kind, str) and kind.startswith(EMULATED_PREFIX)]
     if isinstance(stage.emulated, Emulated):
         yield from _of_emulated_variation(stage.emulated)
@@ -261,7 +271,6 @@ def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
                 if str(error) not in said:  # one table for all kinds is wrong once
                     yield str(error)
                 said.add(str(error))
-    times = declared_times(stage.emulated)
     if by_kind(times):
         for declared in times or ():
             if declared not in (*stage.hardware, *(divided(kind)[0] for kind in emulated)):
@@ -322,7 +331,8 @@ def _of_types(stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
     order = topological(sound) if len(sound) == len(stages) else []
     listed, names = {id(stage) for stage in stages}, {stage.name for stage in stages}
     known = all(id(edge.parent) in listed for stage in sound for edge in stage.after)
-    if known and len(order) == len(names) == len(pipeline.stages):
+    topics = all(isinstance(source, Topic) for source in pipeline.sources)
+    if known and topics and len(order) == len(names) == len(pipeline.stages):
         try:
             shape_of(pipeline).scopes()
         except ValueError as error:

@@ -126,16 +126,24 @@ def read_file(file: Path, kind: type[_S]) -> _S | None:
 
 
 def write_file(file: Path, stored: StoredProfile | StoredPaths) -> None:
-    """Write a file whole or not at all: a run that is ended meanwhile leaves the old one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all: a run that is ended meanwhile leaves the old one.
+
+    Raises:
+        InvalidFile: it cannot be written.
+    """
     new, document = file.with_suffix(".new"), msgspec.to_builtins(stored, str_keys=True)
     if isinstance(stored, StoredProfile):
         exact = {"variation": document["profile"]["variation"]}  # whose units must differ
         document["profile"] = _rounded(document["profile"]) | exact
     else:
         document |= {name: _rounded(document[name]) for name in _TIMES}
-    new.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
-    os.replace(new, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        os.replace(new, file)
+    except OSError as error:
+        remedy = "copy the topology into a folder that can be written"
+        raise InvalidFile(f"{file}: cannot be written ({error.strerror}); {remedy}") from None
 
 
 def _rounded(document: Any) -> Any:

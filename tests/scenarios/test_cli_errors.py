@@ -83,7 +83,17 @@ TABLE = [
     Bad("results compared of nothing", f"deploy reviews --mirror --bootstrap-servers {NOBODY}", 2, "are for --canary"),
     Bad("a namespace for what runs already", f"deploy reviews --namespace ml --bootstrap-servers {NOBODY}", 2, "are for --target kubernetes"),
     Bad("a stage that is not", "scale reviews prase 2 --bootstrap-servers x:1", 2, "the pipeline has parse, study, rate"),
+    Bad("replicas without number", f"scale reviews study {10**20} --bootstrap-servers x:1", 2, "less than or equal to 1000000"),
+    Bad("a price without end", "scale reviews --price emulated-cpu=1e300 --bootstrap-servers x:1", 2, "dollars per hour, 0 to 1000000"),
+    Bad("a time after the calendar's end", "pause reviews --for 99999999h --bootstrap-servers x:1", 2, "--for: '99999999h' is longer than 36500d"),
+    Bad("a time for what lapses by itself", "scale reviews --notice node/x=2m --for 10m --bootstrap-servers x:1", 2, "leave --for out"),
+    *(
+        Bad(f"the address {address!r}", f"status reviews --bootstrap-servers={address}", 2, "is no address of Kafka; write host:port, e.g. localhost:9092")
+        for address in (",", "localhost:port", "localhost:9092:", ":9092", "localhost:99999")
+    ),
+    Bad("a Kafka without a port that is not there", "status reviews --bootstrap-servers nobody.invalid", 5, "Kafka at nobody.invalid does not answer", QUICK),
     Bad("a folder that is taken", "init reviews", 2, "holds topology.py"),
+    Bad("a folder that is a file", "init reviews/topology.py/here", 2, "cannot write into the folder reviews/topology.py/here: Not a directory"),
     Bad("a topology that is not there", "check nothing/topology.py", 3, "nothing/topology.py: cannot be read"),
     Bad("a topology that is no Python", "check broken/syntax.py", 3, "broken/syntax.py:1: SyntaxError"),
     Bad("a topology that raises", "check broken/raises.py", 3, "broken/raises.py:2: ZeroDivisionError"),

@@ -107,7 +107,7 @@ class Override(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         whole = self.kind in ("scale", "standby", "stock")
         for count in (self.minimum, self.maximum, self.value if whole else None):
-            if count is not None and not (0 <= count <= _MOST_REPLICAS and count == int(count)):
+            if count is not None and not (0 <= count <= MOST_REPLICAS and count == int(count)):
                 raise ValueError(f"{count} is no number of replicas")
         if self.kind not in ("pause", "limits") and self.value is None:
             raise ValueError(f"{self.kind} has no value")
@@ -192,7 +192,7 @@ _MOST = 2**53
 _LAST_S = 250_000_000_000
 """Seconds since the epoch: the calendar of Python ends soon after."""
 
-_MOST_REPLICAS = 1_000_000
+MOST_REPLICAS = 1_000_000
 """More is a mistake of the writer, and no counter can overflow below."""
 
 DECISIONS_KEPT = 500

@@ -22,6 +22,7 @@ from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
@@ -118,6 +119,14 @@ async def test_a_supervisor_that_does_not_answer_is_killed_at_the_end(
         monkeypatch.setattr(local_actuator, "_ANSWER_S", 0.1)
         os.kill(supervisor, signal.SIGSTOP)
     await until(lambda: not any(map(alive, (supervisor, replica.pid))), "neither lives")
+
+
+async def test_logs_that_cannot_be_written_are_refused_with_their_file_and_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where the folder belongs")
+    with pytest.raises(
+        InvalidFile, match=r"supervisor\.log: cannot be written \(.+\); copy the topology into a folder"
+    ):
+        await LocalActuator(ProcessTerms(str(tmp_path / "logs"))).observe()
 
 
 async def test_a_failing_replica_is_explained_by_its_last_words(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import socket
 
+import pytest
 from aiohttp import web
 
-from inferline_stream.connectors.sources.http import Listener
+from inferline_stream.connectors.sources.http import Listener, _address
 from inferline_stream.connectors.sources.http_application import Ingest, IngestLimits
 from inferline_stream.kafka.record_producer import RecordProducer
 
@@ -86,3 +88,13 @@ async def test_a_request_beyond_the_limit_is_asked_to_come_again():
         assert b"Retry-After: 1\r\n" in rest
         for _, writer in waiting:
             writer.close()
+
+
+@pytest.mark.parametrize("text", ["localhost:8080", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:-1", "127.0.0.1:65536"])
+def test_an_address_to_listen_on_that_is_none_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"must be an address and a port, e\.g\. 127\.0\.0\.1:8080"):
+        _address(text)
+
+
+def test_an_address_to_listen_on_may_be_of_ipv6() -> None:
+    assert _address("[::1]:8080") == ("::1", 8080)

@@ -149,6 +149,14 @@ def test_an_slo_that_no_plan_meets_is_said_and_nothing_changes() -> None:
     assert (proposal.reason, proposal.plan) == (Reason.PLAN_INFEASIBLE, None)
 
 
+def test_stock_that_people_have_taken_away_is_said_and_nothing_changes() -> None:
+    none_left = {name: replace(kind, stock=0) for name, kind in KINDS.items()}
+    proposal = replan(inputs(60, 60, catalogue=none_left))
+    assert proposal.reason is Reason.PLAN_INFEASIBLE
+    assert "none of cpu is in stock; free some" in proposal.detail
+    assert proposal.plan is None
+
+
 @pytest.mark.parametrize("seconds", [0.0, 5.0])
 def test_too_few_arrivals_are_no_ground_for_a_plan(seconds: float) -> None:
     proposal = replan(inputs(60, 60, ticks=ticks(60, seconds) if seconds else []))

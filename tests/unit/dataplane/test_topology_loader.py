@@ -95,7 +95,7 @@ def test_the_only_pipeline_may_have_any_name(tmp_path: Path) -> None:
         ("def f():\n    return missing\n\nf()", "topology.py:2: NameError: name 'missing' is not defined"),
         ("raise SystemExit(3)", "topology.py:1: SystemExit: 3"),
         ("from inferline_stream import Stage\nStage('a', list, hardware=['x'], after=7)",
-         "topology.py:2: TypeError: 'int' object is not iterable"),
+         "topology.py:2: TypeError: after= takes a list, and int is none; write after=[...]"),
         ("import msgspec\nmsgspec.json.decode(b'{')", "topology.py:2: msgspec.DecodeError"),
     ],
 )  # fmt: skip
@@ -109,6 +109,14 @@ def test_an_error_in_a_module_beside_it_names_that_module(tmp_path: Path) -> Non
     write(tmp_path, "x = 1\ny = 1 / 0\n", "broken_beside.py")
     with pytest.raises(InvalidTopology, match=r"broken_beside\.py:2: ZeroDivisionError: division by zero"):
         load_topology(write(tmp_path, "import broken_beside"))
+
+
+def test_a_name_behind_a_folder_that_has_none_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, SOUND)
+    monkeypatch.chdir(tmp_path)
+    assert load_topology(".:pipeline").name == "p"
+    with pytest.raises(InvalidTopology, match="declares no pipeline 'other'"):
+        load_topology(".:other")
 
 
 def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:

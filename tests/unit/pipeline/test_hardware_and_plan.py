@@ -5,8 +5,9 @@ import math
 import pytest
 
 from inferline_stream.pipeline.emulation import by_kind, emulated_s
-from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.hardware import Hardware, at_prices, catalogue
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour, replicas_of
+from inferline_stream.pipeline.spot import Spot
 from inferline_stream.pipeline.topology import Stage
 
 
@@ -111,6 +112,15 @@ def test_shares_of_each_device_are_in_the_catalogue_and_whole_devices_are_paid(n
         held = {"a": (Allocation(third.name, 1, 1),), "b": (Allocation(third.name, 8, replicas - 1),)}
         assert cost_per_hour(held, kinds) == pytest.approx(devices * whole.price_per_hour)
     assert "cpu-4-1of2" not in kinds
+
+
+def test_a_kind_that_sleeps_for_less_is_shared_and_lent_and_gets_another_price() -> None:
+    kind = Hardware("t4", 0.5, gpus=1, asleep_per_hour=0.1, spot=Spot(price=0.05))
+    kinds = catalogue([kind])
+    assert kinds["t4-1of8"].asleep_per_hour == pytest.approx(0.1 / 8)
+    assert kinds["t4-spot"].asleep_per_hour == 0.05
+    cheaper = at_prices(kinds, {"t4": 0.04})["t4"]
+    assert (cheaper.price_per_hour, cheaper.asleep_per_hour) == (0.04, 0.04)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def test_counts_are_spread_over_their_period(counts: list[int], period_s: float)
         ("1\n2\nsoon\n", "a.csv:3: 'soon' is no arrival"),
         ("t\n2023-13-45\n", "a.csv:2: '2023-13-45' is no arrival"),
         ("t\n1\ninf\n", "a.csv:3: times must be finite"),
+        ("t\n0\n1e12\n", "a.csv: its times span 1.157e+07 days, at most 366 are replayed; give them in seconds"),
+        ("t\n-1e308\n1e308\n", "a.csv: its times span inf days"),
         ("t,count\n1,2\n2\n", "a.csv:3: '2' is no arrival"),
         ("t,count\n1,2\n2,many\n", "a.csv:3: '2,many' is no arrival"),
         ("t,count\n1,2\n2,-1\n", "a.csv:3: times must be finite and counts 0 or more"),

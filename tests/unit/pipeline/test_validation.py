@@ -408,3 +408,74 @@ def test_spot_capacity_has_the_kind_beside_it_that_takes_over() -> None:
     said = only_problem(moderation(hardware=lent, toxicity={"hardware": ["box-spot"]}))
     assert "hardware 'box-spot' may be taken away: add 'box', which takes over then" in said
     assert problems(moderation(hardware=lent, toxicity={"hardware": ["box", "box-spot"]})) == ()
+
+
+def _declared(**of: dict[str, Any]) -> Pipeline:
+    """A pipeline, with arguments of one of its declarations replaced."""
+    spot = Spot(**{"price": 0.1, **of.get("spot", {})})
+    own = Hardware(**{"name": "t4", "price_per_hour": 1.0, "spot": spot, **of.get("hardware", {})})
+    stage = Stage(**{"name": "only", "run": pass_on, "hardware": ["cpu-1"], **of.get("stage", {})})
+    topic = Topic(**{"name": "in", **of.get("topic", {})})
+    sample = Sample(**{"arrivals": "arrivals.csv", "events": "events.jsonl", **of.get("sample", {})})
+    whole = {"slo": "1s", "source": topic, "sink": Topic("out"), "stages": [stage], "hardware": [own], "sample": sample}
+    return Pipeline("line", **whole | of.get("pipeline", {}))
+
+
+@pytest.mark.parametrize("odd", [None, 7, float("nan"), "x", b"x", ["x"], [7], {"a": 1}, True, ...], ids=repr)
+@pytest.mark.parametrize(
+    ("what", "argument"),
+    [
+        ("stage", "name"),
+        ("stage", "hardware"),
+        ("stage", "after"),
+        ("stage", "emulated"),
+        ("stage", "source"),
+        ("stage", "sink"),
+        ("topic", "name"),
+        ("topic", "codec"),
+        ("sample", "arrivals"),
+        ("sample", "events"),
+        ("sample", "replay"),
+        ("hardware", "node_labels"),
+        ("spot", "node_labels"),
+        ("pipeline", "source"),
+        ("pipeline", "stages"),
+        ("pipeline", "hardware"),
+        ("pipeline", "schedule"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_in_words_or_taken(what: str, argument: str, odd: Any) -> None:
+    try:
+        pipeline = _declared(**{what: {argument: odd}})
+    except (TypeError, ValueError):
+        return  # the topology's line is shown with it
+    assert all(isinstance(problem, str) for problem in problems(pipeline))
+
+
+@pytest.mark.parametrize("argument", ["stages", "hardware", "schedule"])
+def test_one_value_in_place_of_a_list_is_answered_with_the_remedy(argument: str) -> None:
+    with pytest.raises(TypeError, match=rf"{argument}= takes a list, and Stage is none; write {argument}=\[\.\.\.\]"):
+        _declared(pipeline={argument: Stage("only", pass_on, hardware=["cpu-1"])})
+
+
+def test_a_parent_in_place_of_a_list_of_parents_is_answered_with_the_remedy() -> None:
+    parent = Stage("parent", pass_on, hardware=["cpu-1"])
+    with pytest.raises(TypeError, match=r"after= takes a list, and Stage is none; write after=\[\.\.\.\]"):
+        Stage("only", pass_on, hardware=["cpu-1"], after=parent)  # type: ignore[arg-type]  the mistake
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ({"stage": {"hardware": ["cpu-1", 7]}}, "hardware 7 is no name of a kind; write one such as 'cpu-1'"),
+        ({"stage": {"emulated": "3ms"}}, "emulated '3ms' is no table; give emulated={1:"),
+        ({"stage": {"source": "returns"}}, "source 'returns' is no Topic; write Topic(\"returns\")"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_the_remedy(of: dict[str, Any], said: str) -> None:
+    assert any(said in problem for problem in problems(_declared(**of)))
+
+
+def test_a_sample_without_a_file_name_is_refused() -> None:
+    with pytest.raises(TypeError, match=r'arrivals None is no file; write the name of one, e\.g\. arrivals="arrivals'):
+        _declared(sample={"arrivals": None})

@@ -104,6 +104,12 @@ def test_what_is_saved_is_loaded_to_five_digits(folder: Path) -> None:
     assert known.stale == {("a", "t4"): "not profiled yet"}
 
 
+def test_a_profile_that_cannot_be_written_names_its_file_and_the_remedy(folder: Path) -> None:
+    (folder / ".inferline").write_text("a file where the folder belongs")
+    with pytest.raises(InvalidFile, match=r"\.json: cannot be written \(.+\); copy the topology into a folder"):
+        saved(folder)
+
+
 def test_how_times_vary_is_kept(folder: Path) -> None:
     variation = Variation(((0.5, 200), (2.7768, 56)), largest=True, noise=tuple(map(float, range(-9, 10))))
     times = (replace(TIMES[0], fixed_s=TIMES[0].mean_s / 4, spread=0.25), TIMES[1])

@@ -1,0 +1,26 @@
+"""Options that commands share: what a topology prints is no part of a command's result."""
+
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.cli.options import pipeline_of
+
+TOPOLOGY = """
+from inferline_stream import Pipeline, Stage, Topic
+
+def work(numbers: list[int]) -> list[int]:
+    return numbers
+
+print("reading settings")
+pipeline = Pipeline(
+    "p", slo="1s", source=Topic("i"), sink=Topic("o"), stages=[Stage("a", work, hardware=["cpu-1"])]
+)
+"""
+
+
+def test_what_a_topology_prints_goes_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "topology.py").write_text(TOPOLOGY)
+    assert pipeline_of(tmp_path).name == "p"
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "reading settings\n")
