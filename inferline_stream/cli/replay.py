@@ -57,7 +57,7 @@ def replay(
     reserve: Reserve = None,
     begins: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help='when the trace begins, e.g. "2026-11-27T07:00+01:00", for the schedule'),
+        typer.Option(metavar="TIME", help='when the trace begins, e.g. "2027-11-26T07:00+01:00", for the schedule'),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="write every step to this file, .jsonl or .csv")] = None,
     output: Output = "table",

@@ -61,7 +61,7 @@ def scale(
     at: Annotated[
         str | None,
         typer.Option(
-            metavar="WHEN", help='a day, or hours of it, by the clock of the pipeline, e.g. "2026-11-27 08:00-20:00"'
+            metavar="WHEN", help='a day, or hours of it, by the clock of the pipeline, e.g. "2027-11-26 08:00-20:00"'
         ),
     ] = None,
     reserve: Annotated[
@@ -120,7 +120,7 @@ def _of_window(pipeline: Pipeline, at: str | None, amounts: Mapping[str, float |
     """What is set for one window, until it is over."""
     given = {name: value for name, value in amounts.items() if value is not None}
     if at is None and given:
-        raise UsageError(f'--{next(iter(given))} needs --at, e.g. --at "2026-11-27 08:00-20:00"')
+        raise UsageError(f'--{next(iter(given))} needs --at, e.g. --at "2027-11-26 08:00-20:00"')
     if at is None:
         return []
     try:

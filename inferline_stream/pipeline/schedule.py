@@ -47,7 +47,7 @@ class On:
     """A window of one day.
 
     Args:
-        when: the date, and perhaps hours, such as ``"2026-11-27"`` or ``"2026-11-27 08:00-20:00"``.
+        when: the date, and perhaps hours, such as ``"2027-11-26"`` or ``"2027-11-26 08:00-20:00"``.
         reserve: see `Every`.
         traffic: see `Every`.
         zone: see `Every`.
@@ -148,7 +148,7 @@ def problems_of_schedule(entries: Sequence[Any], zone: Any) -> Iterator[str]:
         yield str(error)
     for entry in entries:
         if not isinstance(entry, Every | On):
-            yield f'schedule holds {entry!r}; write Every("mon-fri 07:45-10:00", reserve=1.6) or On("2026-11-27", ...)'
+            yield f'schedule holds {entry!r}; write Every("mon-fri 07:45-10:00", reserve=1.6) or On("2027-11-26", ...)'
             continue
         try:
             check_amounts(entry)
@@ -193,7 +193,7 @@ def last_s(entry: On, zone: str) -> float:
 
 def _window(entry: Every | On, zone: str) -> _Window:
     when: Any = entry.when
-    pattern, example = (_EVERY, "mon-fri 07:45-10:00") if isinstance(entry, Every) else (_ON, "2026-11-27 08:00-20:00")
+    pattern, example = (_EVERY, "mon-fri 07:45-10:00") if isinstance(entry, Every) else (_ON, "2027-11-26 08:00-20:00")
     match = pattern.fullmatch(when.strip()) if isinstance(when, str) else None
     if match is None or not any(match.groups()):
         raise ValueError(f'{when!r} is no window: write one such as "{example}"')
@@ -231,7 +231,7 @@ def _date(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no date: write one such as 2026-11-27") from None
+        raise ValueError(f"{text!r} is no date: write one such as 2027-11-26") from None
 
 
 def _hours(text: str | None, when: str) -> tuple[int, int]:
