@@ -104,7 +104,7 @@ def test_a_window_that_was_set_lasts_until_its_last_minute() -> None:
         ([Every("08:00-08:00", reserve=2)], "runs backwards"),
         ([Every("08:00-24:01", reserve=2)], "'24:01' is no time of day; the last one is 24:00"),
         ([On("2026-02-30", traffic=2)], "'2026-02-30' is no date"),
-        ([On("mon", traffic=2)], "'mon' is no window: write one such as \"2026-11-27 08:00-20:00\""),
+        ([On("mon", traffic=2)], "'mon' is no window: write one such as \"2027-11-26 08:00-20:00\""),
         ([Every("mon")], "'mon' says nothing: give reserve= or traffic="),
         ([Every("mon", reserve=0)], "reserve 0 must be above 0 and at most 20"),
         ([Every("mon", traffic="3")], "traffic '3' must be above 0"),  # type: ignore[arg-type]
