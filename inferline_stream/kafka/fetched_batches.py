@@ -253,13 +253,13 @@ def _counted(data: bytes) -> Iterator[Any]:
     headers, at = 0, _HEAD.size
     while True:
         try:
-            size, begin = decode_varint(data, at)
-            _, inside = decode_varint(data, begin + 1)  # the timestamp, after the attributes
-            _, inside = decode_varint(data, inside)  # the offset
+            size, begin = _varint(data, at)
+            _, inside = _varint(data, begin + 1)  # the timestamp, after the attributes
+            _, inside = _varint(data, inside)  # the offset
             for _ in ("key", "value"):
-                length, inside = decode_varint(data, inside)
+                length, inside = _varint(data, inside)
                 inside += max(0, length)
-            headers += max(0, decode_varint(data, inside)[0])
+            headers += max(0, _varint(data, inside)[0])
             at = begin + max(0, size)
         except (IndexError, ValueError):
             pass  # aiokafka's parser finds the mistake, or the end
@@ -269,6 +269,17 @@ def _counted(data: bytes) -> Iterator[Any]:
         if record is None:
             return
         yield record
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number and where the next byte is. aiokafka's compiled one reads whatever lies behind the end.
+
+    Raises:
+        IndexError: it begins behind the end.
+    """
+    if at >= len(data):
+        raise IndexError(at)
+    return decode_varint(data, at)  # type: ignore[no-any-return]  # aiokafka has no types
 
 
 def _from(data: bytes, skipped: int) -> bytes:

@@ -285,6 +285,16 @@ async def test_of_a_large_batch_from_which_records_were_removed_those_that_are_l
     assert [r.offset for r in await records_of(sealed(data), offset=7)] == [7, 8]
 
 
+async def test_nothing_is_read_behind_the_end_of_a_large_batch(monkeypatch):
+    def within(data: bytes, at: int) -> tuple[int, int]:
+        assert at < len(data), "aiokafka's compiled decoder does not look where the end is"
+        return decode_varint(data, at)
+
+    monkeypatch.setattr(fetched_batches, "HEADERS_AT_MOST", 10)
+    monkeypatch.setattr(fetched_batches, "decode_varint", within)
+    assert [r.offset for r in await records_of(sealed(bytearray(batch(5, [b"long enough"] * 2))), offset=5)] == [5, 6]
+
+
 async def test_a_large_batch_that_breaks_off_is_unreadable_and_not_counted_for_ever(monkeypatch):
     monkeypatch.setattr(fetched_batches, "HEADERS_AT_MOST", 10)
     data = bytearray(batch_with_headers([1, 1], bytes(100)))
