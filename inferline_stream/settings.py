@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -201,6 +202,26 @@ def gpus_by_bus(environment: Mapping[str, str] = os.environ) -> bool:
 def mps_folder(environment: Mapping[str, str] = os.environ) -> str:
     """Folder of the pipes of MPS's daemon, by which processes share a GPU."""
     return environment.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # noqa: S108  NVIDIA's own default
+
+
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s/:\[\]]+))(?::([0-9]+))?")
+
+_KAFKA_PORT = 9092
+
+
+def kafka_addresses(bootstrap_servers: str) -> list[tuple[str, int]]:
+    """Return host and port of each broker in ``host:port,host:port``; without a port it is Kafka's usual one.
+
+    Raises:
+        UsageError: one of them is not an address, or there is none.
+    """
+    entries = [entry.strip() for entry in bootstrap_servers.split(",") if entry.strip()]
+    found = [_ADDRESS.fullmatch(entry) for entry in entries]
+    for entry, address in zip(entries or [bootstrap_servers], found or [None], strict=True):
+        if address is None or not 0 < int(address[3] or _KAFKA_PORT) < 2**16:
+            raise UsageError(f"{entry!r} is not an address of Kafka; write host:port, e.g. localhost:9092")
+    every = [address for address in found if address is not None]
+    return [(address[1] or address[2], int(address[3] or _KAFKA_PORT)) for address in every]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -407,7 +428,10 @@ def surroundings(environment: Mapping[str, str] = os.environ) -> Surroundings:
 @cache
 def release() -> str:
     """Return the release of this program that is installed."""
-    from importlib.metadata import PackageNotFoundError, version  # loads email and zipfile, which a replica needs not
+    from importlib.metadata import (  # loads email and zipfile, which a replica does not need
+        PackageNotFoundError,
+        version,
+    )
 
     try:
         return version("inferline-stream")

@@ -311,7 +311,7 @@ class LocalActuator:
         if not self._closed:
             try:
                 await self._connected()
-            except (OSError, RuntimeError):  # the next call tries again, and raises
+            except (OSError, RuntimeError, InvalidFile):  # the next call tries again, and raises
                 logger.exception("no supervisor could be started")
 
     def _stay_away(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,9 +38,8 @@ def keda(
 
     from inferline_stream.actuators.kubernetes.scaled_objects import scaled_object, trigger_authentication
 
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"--address {address!r} is no host:port; write e.g. inferline.shop:9465")
+    if not re.fullmatch(r"[^\s/:]+:[1-9][0-9]{0,4}", address) or int(address.rpartition(":")[2]) >= 2**16:
+        raise UsageError(f"--address {address!r} is not host:port; write e.g. inferline.shop:9465")
     pipeline = pipeline_of(topology, groups=True)
     groups = [group for group in pipeline.groups if isinstance(group.workers, KedaScaler)]
     if not groups:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -249,7 +250,7 @@ def pipeline_of(topology: Path, *, valid: bool = True, groups: bool = False) -> 
         InvalidTopology: everything that is wrong with it, where it has to be valid.
         UsageError: it declares consumer groups, and the command is for stages alone.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # what it prints as it is loaded is no part of a command's result
+    with _printed_to_stderr():
         pipeline = load_topology(topology_file(topology))
     pipeline = validated(pipeline) if valid else pipeline
     if pipeline.groups and not groups:
@@ -258,6 +259,20 @@ def pipeline_of(topology: Path, *, valid: bool = True, groups: bool = False) -> 
             "whose code runs here; `inferline-stream advise` plans for groups"
         )
     return pipeline
+
+
+@contextlib.contextmanager
+def _printed_to_stderr() -> Iterator[None]:
+    """What a topology prints as it is loaded, by any means, is not part of a command's result."""
+    sys.stdout.flush()
+    result = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(result, 1)
+        os.close(result)
 
 
 def stage_names(pipeline: Pipeline) -> list[str]:
@@ -297,5 +312,5 @@ def duration_of(option: str, text: str) -> float:
     if seconds <= 0:
         raise UsageError(f"{option}: {text!r} must be above 0, e.g. 10m")
     if seconds > _LONGEST_S:
-        raise UsageError(f"{option}: {text!r} is longer than {_LONGEST_S / _DAY_S:g}d; give less")
+        raise UsageError(f"{option}: {text!r} is longer than {_LONGEST_S / _DAY_S:g}d; give a shorter one")
     return seconds

@@ -100,7 +100,7 @@ def scale(
             "nothing to set: give a stage and a number of replicas, or one of the options of `scale --help`"
         )
     if lasting is not None and not (of_stage or whole):
-        raise UsageError("--for: a window lapses once it is over, and a notice once its time is up; leave --for out")
+        raise UsageError(f"--for {lasting!r} has nothing to end: windows and notices end by themselves; leave it out")
     signed = [msgspec.structs.replace(override, until_s=lapses_s, who=who()) for override in (*of_stage, *whole)]
     signed += notices
     signed += [msgspec.structs.replace(override, who=who()) for override in windows]

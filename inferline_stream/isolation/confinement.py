@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.settings import KAFKA_CONFIG, KAFKA_VARIABLES, KafkaSecurity, kafka_security
+from inferline_stream.settings import KAFKA_CONFIG, KAFKA_VARIABLES, KafkaSecurity, kafka_addresses, kafka_security
 
 _VISIBLE = frozenset(
     (
@@ -147,9 +147,14 @@ def security_of(bootstrap_servers: str) -> KafkaSecurity | None:
 
 
 def ports_of(bootstrap_servers: str) -> tuple[int, ...]:
-    """TCP ports in ``host:port,host:port``; Kafka's usual one where none is given."""
-    found = (server.strip().rpartition(":")[2] for server in bootstrap_servers.split(",") if server.strip())
-    return tuple(sorted({int(port) if port.isdigit() else 9092 for port in found}))
+    """TCP ports in ``host:port,host:port``; none for no address.
+
+    Raises:
+        UsageError: as `kafka_addresses`.
+    """
+    if not bootstrap_servers:
+        return ()
+    return tuple(sorted({port for _, port in kafka_addresses(bootstrap_servers.removeprefix("PLAINTEXT://"))}))
 
 
 def visible(environment: Mapping[str, str], confinement: Confinement) -> dict[str, str]:

@@ -14,13 +14,13 @@ import aiokafka.client
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection, CloseReason, collect_hosts, create_conn
+from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
-from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.fetched_batches import are_bounded, bound_batches
-from inferline_stream.settings import KafkaSecurity, from_environment, kafka_security
+from inferline_stream.settings import KafkaSecurity, from_environment, kafka_addresses, kafka_security
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +53,6 @@ def hosts(bootstrap_servers: str) -> str:
     return bootstrap_servers.removeprefix(_PLAIN)
 
 
-def _first_broker(bootstrap_servers: str) -> tuple[str, int]:
-    """Host and port of the first broker of an address, as clients read it: without a port it is 9092.
-
-    Raises:
-        UsageError: there is no such address.
-    """
-    try:
-        found = [(host, port) for host, port, _ in collect_hosts(hosts(bootstrap_servers), randomize=False)]
-    except ValueError:
-        found = []
-    if not found or not all(host and 0 < port < 2**16 for host, port in found):
-        raise UsageError(f"{hosts(bootstrap_servers)!r} is no address of Kafka; write host:port, e.g. localhost:9092")
-    return found[0]
-
-
 def security_of(bootstrap_servers: str) -> KafkaSecurity:
     """How to connect to an address: as the environment says, unless the address itself says plaintext.
 
@@ -83,7 +68,7 @@ def client_options(bootstrap_servers: str) -> dict[str, Any]:
     Raises:
         UsageError: as `security_of`, or there is no such address.
     """
-    _first_broker(bootstrap_servers)
+    kafka_addresses(hosts(bootstrap_servers))
     _repair_aiokafka()
     if not are_bounded():
         bound_batches(round(from_environment().decompressed_bytes))
@@ -137,7 +122,7 @@ async def refused(bootstrap_servers: str, security: KafkaSecurity | None = None)
         security: of another user than this process's own.
     """
     security = security or security_of(bootstrap_servers)
-    where, port = _first_broker(bootstrap_servers)
+    where, port = kafka_addresses(hosts(bootstrap_servers))[0]
     try:
         connection = await create_conn(where, port, request_timeout_ms=3000, **_secured(security))
     except ssl.SSLCertVerificationError as error:
@@ -315,7 +300,7 @@ def _background(client: AiokafkaClient) -> Iterator[asyncio.Task[Any] | None]:
 
 
 def _repair_aiokafka() -> None:
-    """Replace four of its methods that are wrong where a broker goes away; more than once does no harm."""
+    """Replace what is wrong in it where a broker goes away; more than once does no harm."""
     AIOKafkaClient.bootstrap = _bootstrap_or_close
     aiokafka.client.create_conn = _connect_and_note
     AIOKafkaConnection.send = _send_or_lose

@@ -11,7 +11,7 @@ from typing import Any
 from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup, Deployment, FaustApp, KedaScaler, PromQL
 from inferline_stream.pipeline.hardware import Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.names import nearest, problems_of_name
-from inferline_stream.pipeline.shape import a_cycle
+from inferline_stream.pipeline.shape import find_cycle
 from inferline_stream.pipeline.topology import Pipeline
 
 REPLICAS = "{replicas}"
@@ -70,7 +70,7 @@ def _of_list(listed: Sequence[ConsumerGroup], groups: Sequence[ConsumerGroup]) -
             f"its first groups read {len(topics)} topics ({', '.join(map(repr, topics))}); declare a pipeline for "
             "each, or say with after=[...] which group writes the others"
         )
-    if cycle := a_cycle(groups, lambda group: [p for p in group.after if isinstance(p, ConsumerGroup)]):
+    if cycle := find_cycle(groups, lambda group: [p for p in group.after if isinstance(p, ConsumerGroup)]):
         yield f"groups form a cycle: {' → '.join(group.name for group in cycle)}; remove one of these edges"
 
 

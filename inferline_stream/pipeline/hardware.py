@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from numbers import Real
 from types import MappingProxyType
 
-from inferline_stream.pipeline.spot import Spot, is_spot, spot_name
+from inferline_stream.pipeline.spot import Spot, is_spot, on_demand, spot_name
 
 EMULATED_PREFIX = "emulated-"
 
@@ -99,11 +100,16 @@ class Hardware:
     asleep_per_hour: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("hardware needs a name")
+        if not (isinstance(self.name, str) and self.name):
+            raise ValueError(f"hardware {self.name!r} needs a name")
+        for number in ("price_per_hour", "cores", "gpus", "stock", "gpu_stock", "asleep_per_hour"):
+            value = getattr(self, number)
+            if not (isinstance(value, Real) or (value is None and number not in ("price_per_hour", "cores", "gpus"))):
+                raise ValueError(f"hardware {self.name!r}: {number} {value!r} must be a number")
         if not isinstance(self.node_labels, Mapping):
             raise ValueError(
-                f'hardware {self.name!r}: node_labels {self.node_labels!r} are no labels; write {{"label": "value"}}'
+                f"hardware {self.name!r}: node_labels {self.node_labels!r} must be a mapping; write "
+                '{"label": "value"}'
             )
         if not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
             raise ValueError(f"hardware {self.name!r}: price {self.price_per_hour} $/h must be 0 or more")
@@ -187,13 +193,7 @@ class Hardware:
     def lent(self, spot: Spot) -> Hardware:
         """Return the same hardware as spot capacity."""
         labels = {**self.node_labels, **spot.node_labels}
-        return replace(self.at_price(spot.price), name=spot_name(self.name), node_labels=labels)
-
-    def at_price(self, per_hour: float) -> Hardware:
-        """Return the same hardware at another price; asleep or as spot it costs no more than that."""
-        asleep = None if self.asleep_per_hour is None else min(self.asleep_per_hour, per_hour)
-        spot = None if self.spot is None else replace(self.spot, price=min(self.spot.price, per_hour))
-        return replace(self, price_per_hour=per_hour, asleep_per_hour=asleep, spot=spot)
+        return replace(_at_price(self, spot.price), name=spot_name(self.name), node_labels=labels)
 
     def gpus_of(self, replicas: int) -> float:
         """Return the GPUs that so many replicas take: none but the same kind gets the rest of one that is shared."""
@@ -258,7 +258,16 @@ def at_prices(kinds: Catalogue, prices: Mapping[str, float]) -> Catalogue:
         whole, parts = divided(name)
         if whole in prices:
             found.setdefault(name, prices[whole] / parts)
-    return {name: kind.at_price(found.get(name, kind.price_per_hour)) for name, kind in kinds.items()}
+        if is_spot(name) and on_demand(name) in prices:
+            found.setdefault(name, min(kinds[name].price_per_hour, prices[on_demand(name)]))
+    return {name: _at_price(kind, found.get(name, kind.price_per_hour)) for name, kind in kinds.items()}
+
+
+def _at_price(kind: Hardware, per_hour: float) -> Hardware:
+    """Return the same hardware at another price, which caps its prices asleep and as spot capacity."""
+    asleep = None if kind.asleep_per_hour is None else min(kind.asleep_per_hour, per_hour)
+    spot = None if kind.spot is None else replace(kind.spot, price=min(kind.spot.price, per_hour))
+    return replace(kind, price_per_hour=per_hour, asleep_per_hour=asleep, spot=spot)
 
 
 def _is_divisible(kind: Hardware) -> bool:

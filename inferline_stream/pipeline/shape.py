@@ -24,7 +24,7 @@ class Arrow:
     """Whether its child gets all results of one event at once, as a list."""
 
 
-T = TypeVar("T")
+_Node = TypeVar("_Node")
 
 Scope = tuple[int, ...]
 """Stages whose many results are still apart, outermost first, by position in the topological order."""
@@ -182,12 +182,12 @@ def _scopes(shape: Shape) -> tuple[Scope, ...]:
     return tuple(found)
 
 
-def a_cycle(nodes: Sequence[T], parents: Callable[[T], Iterable[T]]) -> list[T]:
+def find_cycle(nodes: Sequence[_Node], parents: Callable[[_Node], Iterable[_Node]]) -> list[_Node]:
     """Stages or groups of one cycle in the direction of flow, the first repeated at the end; empty if there is none."""
     done: set[int] = set()
-    path: list[T] = []
+    path: list[_Node] = []
 
-    def visit(node: T) -> list[T]:
+    def visit(node: _Node) -> list[_Node]:
         if any(node is earlier for earlier in path):
             start = next(i for i, earlier in enumerate(path) if earlier is node)
             return [*path[start:], node][::-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 from inferline_stream.pipeline.units import duration_s
 
@@ -53,10 +54,12 @@ class Spot:
 
     def __post_init__(self) -> None:
         for name, number in (("price", self.price), ("losses_per_hour", self.losses_per_hour), ("most", self.most)):
-            if number is not None and not (math.isfinite(number) and number >= 0):
-                raise ValueError(f"spot {name} {number} must be 0 or more")
+            if name == "most" and number is None:
+                continue
+            if not (isinstance(number, Real) and math.isfinite(number) and number >= 0):
+                raise ValueError(f"spot {name} {number!r} must be 0 or more")
         if not isinstance(self.node_labels, Mapping):
-            raise ValueError(f'spot node_labels {self.node_labels!r} are no labels; write {{"label": "value"}}')
+            raise ValueError(f'spot node_labels {self.node_labels!r} must be a mapping; write {{"label": "value"}}')
         try:
             duration_s(self.notice)
         except ValueError as error:

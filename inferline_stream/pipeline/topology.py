@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -139,7 +138,7 @@ class Sample:
             one batch after the other.
 
     Raises:
-        TypeError: a file that has no name.
+        TypeError: a file is not given by its name.
     """
 
     arrivals: str
@@ -150,8 +149,8 @@ class Sample:
     def __post_init__(self) -> None:
         given: Any
         for name, given in (("arrivals", self.arrivals), ("events", self.events), ("replay", self.replay)):
-            if not isinstance(given, str | PathLike) and not (name == "replay" and given is None):
-                raise TypeError(f'{name} {given!r} is no file; write the name of one, e.g. {name}="{name}.csv"')
+            if not (isinstance(given, str) or hasattr(given, "__fspath__") or (name == "replay" and given is None)):
+                raise TypeError(f'{name} {given!r} must be the name of a file, e.g. {name}="{name}.csv"')
 
 
 class Stage:
@@ -334,10 +333,10 @@ def _each(argument: str, given: Iterable[_Value]) -> tuple[_Value, ...]:
     """What an argument lists.
 
     Raises:
-        TypeError: it is no list.
+        TypeError: it is not a list.
     """
     if not isinstance(given, Iterable):
-        raise TypeError(f"{argument}= takes a list, and {type(given).__name__} is none; write {argument}=[...]")
+        raise TypeError(f"{argument}= takes a list, not {type(given).__name__}; write {argument}=[...]")
     return tuple(given)
 
 

@@ -195,7 +195,7 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
     if times[-1] > _LONGEST_S:
         raise InvalidFile(
             f"{where}: its times span {times[-1] / _DAY_S:,.4g} days, at most {_LONGEST_S / _DAY_S:g} are replayed; "
-            "give them in seconds, and leave strays out"
+            "give them in seconds, and remove stray ones"
         )
     if count_column is None:
         return Trace(times)

@@ -30,7 +30,7 @@ from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names, nearest, problems_of_name
 from inferline_stream.pipeline.schedule import problems_of_schedule
-from inferline_stream.pipeline.shape import a_cycle, maybe_missing, shape_of, topological
+from inferline_stream.pipeline.shape import find_cycle, maybe_missing, shape_of, topological
 from inferline_stream.pipeline.spot import is_spot, on_demand
 from inferline_stream.pipeline.topology import (
     MOST_RESULTS,
@@ -118,7 +118,7 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
     elif sample is not None and not (sample.key is None or (isinstance(sample.key, str) and sample.key)):
         yield f'sample key {sample.key!r} must be the name of a field of its events, e.g. key="user"'
     yield from _of_stage_list(pipeline.stages)
-    if cycle := a_cycle(stages, lambda stage: [e.parent for e in _edges(stage) if isinstance(e.parent, Stage)]):
+    if cycle := find_cycle(stages, lambda stage: [e.parent for e in _edges(stage) if isinstance(e.parent, Stage)]):
         yield f"stages form a cycle: {' → '.join(stage.name for stage in cycle)}; remove one of these edges"
 
 
@@ -225,7 +225,7 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
         if isinstance(kind, Hardware):
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
         elif not isinstance(kind, str):
-            yield f"hardware {kind!r} is no name of a kind; write one such as 'cpu-1'"
+            yield f"hardware {kind!r} is not the name of a hardware kind; write one such as 'cpu-1'"
         elif is_spot(kind) and kind in kinds and on_demand(kind) not in stage.hardware:
             yield f"hardware {kind!r} may be taken away: add {on_demand(kind)!r}, which takes over then"
         elif kind not in kinds:
@@ -257,7 +257,7 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
 def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     times: Any = declared_times(stage.emulated)
     if times is not None and not isinstance(times, Mapping):
-        yield f'emulated {times!r} is no table; give emulated={{1: "20ms", 8: "60ms"}}'
+        yield f'emulated {times!r} must be a mapping; give emulated={{1: "20ms", 8: "60ms"}}'
         return
     emulated = [kind for kind in stage.hardware if isinstance(kind, str) and kind.startswith(EMULATED_PREFIX)]
     if isinstance(stage.emulated, Emulated):

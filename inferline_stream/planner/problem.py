@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from inferline_stream.errors import InvalidInput
+from inferline_stream.errors import Infeasible, InvalidInput
 from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour, share_gpus
 from inferline_stream.pipeline.plan import Allocation, counts_by_kind
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
@@ -51,6 +51,7 @@ class Problem:
         order: of the queues, as in `Pipeline`; where replicas own partitions it is that of entry.
 
     Raises:
+        Infeasible: a stage all of whose hardware is out of stock.
         InvalidInput: a stage that was profiled on no hardware of the catalogue.
         ValueError: no trace, an empty one, or a target or objective that cannot be.
     """
@@ -75,9 +76,20 @@ class Problem:
             raise ValueError(f"SLO {self.target_s} s must be finite and above 0")
         if not 0 < self.objective <= 1:
             raise ValueError(f"objective {self.objective} must be a share above 0, at most 1")
-        missing = [_without_hardware(self, stage) for stage in self.shape.stages if not hardware_kinds(self, stage)]
+        missing = [stage for stage in self.shape.stages if not hardware_kinds(self, stage)]
+        unknown = [stage for stage in missing if not _priced(self, stage)]
+        if unknown:
+            raise InvalidInput(
+                *(
+                    f"stage {stage!r} was profiled on none of the catalogue's hardware; run `inferline-stream profile`"
+                    for stage in unknown
+                )
+            )
         if missing:
-            raise InvalidInput(*missing)
+            kinds = ", ".join(_priced(self, missing[0]))
+            raise Infeasible(
+                f"stage {missing[0]!r}: none of {kinds} is in stock; free some, or let it run on another kind"
+            )
 
     @property
     def queue_slo_s(self) -> float:
@@ -85,17 +97,13 @@ class Problem:
         return self.target_s if self.order_slo_s is None else self.order_slo_s
 
 
-def _without_hardware(problem: Problem, stage: str) -> str:
-    out = [kind for kind in problem.measured.hardware_of(stage) if kind in problem.catalogue]
-    if out:
-        return f"stage {stage!r}: none of {', '.join(out)} is in stock; free some, or let it run on another kind"
-    return f"stage {stage!r} was profiled on none of the catalogue's hardware; run `inferline-stream profile`"
+def _priced(problem: Problem, stage: str) -> list[str]:
+    return [kind for kind in problem.measured.hardware_of(stage) if kind in problem.catalogue]
 
 
 def hardware_kinds(problem: Problem, stage: str) -> tuple[str, ...]:
     """Kinds that the stage may run on, cheapest first: profiled, priced, and not out of stock."""
-    kinds = [kind for kind in problem.measured.hardware_of(stage) if kind in problem.catalogue]
-    in_stock = [kind for kind in kinds if problem.catalogue[kind].stock != 0]
+    in_stock = [kind for kind in _priced(problem, stage) if problem.catalogue[kind].stock != 0]
     return tuple(sorted(in_stock, key=lambda kind: (problem.catalogue[kind].price_per_hour, kind)))
 
 
@@ -183,6 +191,7 @@ def with_whole_devices(problem: Problem) -> Problem:
     """Return the problem without shares of devices.
 
     Raises:
+        Infeasible: what some stage has left is out of stock.
         InvalidInput: some stage may have nothing else.
     """
     whole = {name: kind for name, kind in problem.catalogue.items() if kind.parts == 1}

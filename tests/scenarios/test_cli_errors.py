@@ -86,10 +86,10 @@ TABLE = [
     Bad("replicas without number", f"scale reviews study {10**20} --bootstrap-servers x:1", 2, "less than or equal to 1000000"),
     Bad("a price without end", "scale reviews --price emulated-cpu=1e300 --bootstrap-servers x:1", 2, "dollars per hour, 0 to 1000000"),
     Bad("a time after the calendar's end", "pause reviews --for 99999999h --bootstrap-servers x:1", 2, "--for: '99999999h' is longer than 36500d"),
-    Bad("a time for what lapses by itself", "scale reviews --notice node/x=2m --for 10m --bootstrap-servers x:1", 2, "leave --for out"),
+    Bad("a time for what lapses by itself", "scale reviews --notice node/x=2m --for 10m --bootstrap-servers x:1", 2, "--for '10m' has nothing to end"),
     *(
-        Bad(f"the address {address!r}", f"status reviews --bootstrap-servers={address}", 2, "is no address of Kafka; write host:port, e.g. localhost:9092")
-        for address in (",", "localhost:port", "localhost:9092:", ":9092", "localhost:99999")
+        Bad(f"the address {address!r}", f"status reviews --bootstrap-servers={address}", 2, "is not an address of Kafka; write host:port, e.g. localhost:9092")
+        for address in ("localhost:port", "localhost:9092:", ":9092", "localhost:99999")
     ),
     Bad("a Kafka without a port that is not there", "status reviews --bootstrap-servers nobody.invalid", 5, "Kafka at nobody.invalid does not answer", QUICK),
     Bad("a folder that is taken", "init reviews", 2, "holds topology.py"),

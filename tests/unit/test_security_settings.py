@@ -2,7 +2,7 @@ import pytest
 
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.connection import client_options, plaintext
-from inferline_stream.settings import KafkaSecurity, dispatcher_environment, kafka_security
+from inferline_stream.settings import KafkaSecurity, dispatcher_environment, kafka_addresses, kafka_security
 
 
 def test_without_a_word_connections_are_plain_and_with_a_user_they_are_encrypted():
@@ -84,3 +84,26 @@ def test_what_cannot_be_of_the_dispatchers_is_named_with_their_own_variable():
         UsageError, match=r"of the dispatchers: .* set INFERLINE_DISPATCHER_KAFKA_SASL_PASSWORD, or a line"
     ):
         dispatcher_environment({"INFERLINE_DISPATCHER_KAFKA_SASL_USERNAME": "bob"})
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("localhost:9092", [("localhost", 9092)]),
+        ("localhost", [("localhost", 9092)]),
+        ("a:1, b:2,", [("a", 1), ("b", 2)]),
+        ("[::1]:1234", [("::1", 1234)]),
+        ("[::1]", [("::1", 9092)]),
+    ],
+)
+def test_brokers_are_read_from_an_address(given: str, found: list[tuple[str, int]]) -> None:
+    assert kafka_addresses(given) == found
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", ",", "localhost:port", "localhost:", ":9092", "a:0", "a:99999", "http://a:1", "a b:9", "[::1]92", "::1"],
+)
+def test_what_is_not_an_address_of_kafka_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match=r"is not an address of Kafka; write host:port, e\.g\. localhost:9092"):
+        kafka_addresses(f"localhost:9092,{given}" if given.strip(",") else given)

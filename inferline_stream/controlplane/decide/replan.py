@@ -12,7 +12,7 @@ import numpy as np
 from inferline_stream.controlplane.observe.log_growth import LogGrowth
 from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.controlplane.records.control_records import decode_ticks, merged
-from inferline_stream.errors import Infeasible, InvalidInput
+from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.hardware import Hardware
@@ -113,7 +113,7 @@ def replan(inputs: ReplanInputs) -> ReplanResult:
         margin = SAVING_MARGIN if p99_s <= inputs.slo_s else None
         options = SearchSettings(margin=margin, stop=lambda: time.monotonic() > give_up_s)
         plan = provision(problem, options, known=[before], pipeline=before.pipeline)
-    except (Infeasible, InvalidInput) as error:  # where people have taken all stock away
+    except Infeasible as error:
         return ReplanResult(Reason.PLAN_INFEASIBLE, str(error))
     plan = replace(plan, reserve=before.reserve, idle=before.idle)
     mix = spot_mix(plan, problem.shape, inputs.measured, inputs.catalogue, trace=stretch, objective=inputs.objective)

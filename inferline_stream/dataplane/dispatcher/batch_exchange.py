@@ -161,7 +161,7 @@ class BatchExchange:
         for replica in self._pool.replicas.values():
             replica.status.quarantined = replica.quarantined
         report.replicas = [replica.status for replica in self._replicas()]
-        self._fallback.report()
+        self._fallback.fill(report)
 
     def _replicas(self) -> list[PooledReplica]:
         return [*self._pool.replicas.values(), *self._canary.pool.replicas.values()]

@@ -11,7 +11,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.class_readers import ClassReaders
@@ -44,6 +44,8 @@ from inferline_stream.pipeline.event_classes import class_of, numbered
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_Asked = TypeVar("_Asked", on.Produce, on.Commit, on.LookUp, on.LookAgain)
 
 FETCH_WAIT_S = 0.2
 
@@ -221,13 +223,13 @@ class Dispatcher:
         self._timer = None
         self._feed(on.Time())
 
-    def _request(self, ask: Callable[[Any], Awaitable[on.SlotEvent]], action: Any) -> None:
+    def _request(self, ask: Callable[[_Asked], Awaitable[on.SlotEvent]], action: _Asked) -> None:
         """Ask Kafka something beside everything else, until the session ends."""
         task = asyncio.create_task(self._answered(ask, action))
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    async def _answered(self, ask: Callable[[Any], Awaitable[on.SlotEvent]], action: Any) -> None:
+    async def _answered(self, ask: Callable[[_Asked], Awaitable[on.SlotEvent]], action: _Asked) -> None:
         try:
             self._feed(await ask(action))
         except Exception as error:

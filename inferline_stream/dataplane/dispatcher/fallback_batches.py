@@ -13,6 +13,7 @@ from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.frames import Answer, Done, Failed, Many
 from inferline_stream.dataplane.headers import with_fallback
+from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
 from inferline_stream.pipeline.fallback import FALLBACK, allows, count, counts_of, padded, roll, window_of
@@ -50,11 +51,11 @@ class FallbackBatches:
             own, before = counts_of(self._served), padded(slots[slot])
             self._served = window_of([(a + c, b + d) for (a, b), (c, d) in zip(own, before, strict=True)], now_s)
 
-    def report(self) -> None:
+    def fill(self, report: PoolReport) -> None:
         """Say what the last hour has seen."""
         if self._knows_served:
             roll(self._served, self._slot.now_s)
-            self._slot.report.served = counts_of(self._served)
+            report.served = counts_of(self._served)
 
     @property
     def terms(self) -> FallbackTerms:

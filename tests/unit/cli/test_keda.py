@@ -109,9 +109,11 @@ def test_messages_have_the_bytes_that_kedas_own_have(name: str, fields: dict, en
     assert messages()[name](**fields).SerializeToString().hex() == encoded.replace(" ", "")
 
 
-@pytest.mark.parametrize("address", ["inferline.ml", "inferline.ml:", ":9465", "inferline.ml:grpc"])
+@pytest.mark.parametrize(
+    "address", ["inferline.ml", "inferline.ml:", ":9465", "inferline.ml:grpc", "http://ml:80", "ml:0", "ml:99999"]
+)
 def test_an_address_without_a_host_or_a_port_is_refused(tmp_path: Path, address: str) -> None:
     (tmp_path / "topology.py").write_text(TOPOLOGY)
     result = CliRunner().invoke(app, ["keda", str(tmp_path), "--address", address])
     assert result.exit_code == 2
-    assert f"--address {address!r} is no host:port; write e.g. inferline.shop:9465" in result.output
+    assert f"--address {address!r} is not host:port; write e.g. inferline.shop:9465" in result.output

@@ -95,7 +95,7 @@ def test_the_only_pipeline_may_have_any_name(tmp_path: Path) -> None:
         ("def f():\n    return missing\n\nf()", "topology.py:2: NameError: name 'missing' is not defined"),
         ("raise SystemExit(3)", "topology.py:1: SystemExit: 3"),
         ("from inferline_stream import Stage\nStage('a', list, hardware=['x'], after=7)",
-         "topology.py:2: TypeError: after= takes a list, and int is none; write after=[...]"),
+         "topology.py:2: TypeError: after= takes a list, not int; write after=[...]"),
         ("import msgspec\nmsgspec.json.decode(b'{')", "topology.py:2: msgspec.DecodeError"),
     ],
 )  # fmt: skip

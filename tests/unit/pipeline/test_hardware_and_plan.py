@@ -119,8 +119,9 @@ def test_a_kind_that_sleeps_for_less_is_shared_and_lent_and_gets_another_price()
     kinds = catalogue([kind])
     assert kinds["t4-1of8"].asleep_per_hour == pytest.approx(0.1 / 8)
     assert kinds["t4-spot"].asleep_per_hour == 0.05
-    cheaper = at_prices(kinds, {"t4": 0.04})["t4"]
-    assert (cheaper.price_per_hour, cheaper.asleep_per_hour) == (0.04, 0.04)
+    cheaper = at_prices(kinds, {"t4": 0.04})
+    assert (cheaper["t4"].price_per_hour, cheaper["t4"].asleep_per_hour) == (0.04, 0.04)
+    assert cheaper["t4-spot"].price_per_hour == 0.04, "spot capacity is never dearer"
 
 
 @pytest.mark.parametrize(

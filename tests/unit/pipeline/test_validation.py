@@ -436,7 +436,13 @@ def _declared(**of: dict[str, Any]) -> Pipeline:
         ("sample", "arrivals"),
         ("sample", "events"),
         ("sample", "replay"),
+        ("hardware", "name"),
+        ("hardware", "price_per_hour"),
+        ("hardware", "stock"),
+        ("hardware", "asleep_per_hour"),
         ("hardware", "node_labels"),
+        ("spot", "price"),
+        ("spot", "losses_per_hour"),
         ("spot", "node_labels"),
         ("pipeline", "source"),
         ("pipeline", "stages"),
@@ -447,28 +453,34 @@ def _declared(**of: dict[str, Any]) -> Pipeline:
 def test_an_argument_of_another_type_is_refused_in_words_or_taken(what: str, argument: str, odd: Any) -> None:
     try:
         pipeline = _declared(**{what: {argument: odd}})
-    except (TypeError, ValueError):
-        return  # the topology's line is shown with it
-    assert all(isinstance(problem, str) for problem in problems(pipeline))
+    except (TypeError, ValueError) as error:
+        said = str(error)
+    else:
+        assert all(isinstance(problem, str) for problem in problems(pipeline))
+        return
+    assert argument in said or "hardware" in said
 
 
 @pytest.mark.parametrize("argument", ["stages", "hardware", "schedule"])
 def test_one_value_in_place_of_a_list_is_answered_with_the_remedy(argument: str) -> None:
-    with pytest.raises(TypeError, match=rf"{argument}= takes a list, and Stage is none; write {argument}=\[\.\.\.\]"):
+    with pytest.raises(TypeError, match=rf"{argument}= takes a list, not Stage; write {argument}=\[\.\.\.\]"):
         _declared(pipeline={argument: Stage("only", pass_on, hardware=["cpu-1"])})
 
 
 def test_a_parent_in_place_of_a_list_of_parents_is_answered_with_the_remedy() -> None:
     parent = Stage("parent", pass_on, hardware=["cpu-1"])
-    with pytest.raises(TypeError, match=r"after= takes a list, and Stage is none; write after=\[\.\.\.\]"):
+    with pytest.raises(TypeError, match=r"after= takes a list, not Stage; write after=\[\.\.\.\]"):
         Stage("only", pass_on, hardware=["cpu-1"], after=parent)  # type: ignore[arg-type]  the mistake
 
 
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        ({"stage": {"hardware": ["cpu-1", 7]}}, "hardware 7 is no name of a kind; write one such as 'cpu-1'"),
-        ({"stage": {"emulated": "3ms"}}, "emulated '3ms' is no table; give emulated={1:"),
+        (
+            {"stage": {"hardware": ["cpu-1", 7]}},
+            "hardware 7 is not the name of a hardware kind; write one such as 'cpu-1'",
+        ),
+        ({"stage": {"emulated": "3ms"}}, "emulated '3ms' must be a mapping; give emulated={1:"),
         ({"stage": {"source": "returns"}}, "source 'returns' is no Topic; write Topic(\"returns\")"),
     ],
 )
@@ -477,5 +489,5 @@ def test_a_value_of_another_type_is_named_with_the_remedy(of: dict[str, Any], sa
 
 
 def test_a_sample_without_a_file_name_is_refused() -> None:
-    with pytest.raises(TypeError, match=r'arrivals None is no file; write the name of one, e\.g\. arrivals="arrivals'):
+    with pytest.raises(TypeError, match=r'arrivals None must be the name of a file, e\.g\. arrivals="arrivals'):
         _declared(sample={"arrivals": None})

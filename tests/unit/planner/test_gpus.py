@@ -7,7 +7,7 @@ import pytest
 
 from inferline_stream.actuators.devices import Device
 from inferline_stream.cli.plan_steps import with_devices
-from inferline_stream.errors import InvalidInput
+from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.planner.provision import SearchSettings, search
@@ -52,5 +52,5 @@ def test_where_each_kind_is_counted_by_itself_the_same_plan_takes_three() -> Non
 
 def test_a_stage_whose_every_device_others_use_is_named() -> None:
     none = {name: replace(kind, stock=0) for name, kind in box(2).items()}
-    with pytest.raises(InvalidInput, match=r"stage 's0': none of .*fast.* is in stock; free some"):
+    with pytest.raises(Infeasible, match=r"stage 's0': none of .*fast.* is in stock; free some"):
         random_problem(0, catalogue=none)
