@@ -36,10 +36,10 @@ from tests.benchmarks._workloads import (
 )
 from tests.benchmarks.instances.published import SHAPES, Instance, prices
 
-TUNING = ("tuning", "judging", "judging the odds", "judging odds and order")
+TUNING = ("tuning", "judging", "judging the odds", "judging odds and order", "judging the budget")
 """Streams whose runs anybody may look at. The others judged earlier policies."""
 
-JUDGING = "judging the budget"
+JUDGING = "judging by other days"
 """The stream that judges. Anyone who looks at its runs one by one moves it to `TUNING`, and names another here."""
 
 START_UPS_S = (1.0, 5.0, 5.0, 15.0, 30.0, 90.0)
