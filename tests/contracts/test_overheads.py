@@ -25,5 +25,5 @@ def test_what_another_release_measured_is_measured_again(tmp_path: Path, monkeyp
     known = Overheads(4_000.0, ((0.0, 0.1), (100.0, 0.2)))
     keep_overheads(file, known)
     assert kept_overheads(file) == known
-    monkeypatch.setattr(overheads, "_release", lambda: "another")
+    monkeypatch.setattr(overheads, "release", lambda: "another")
     assert kept_overheads(file) is None

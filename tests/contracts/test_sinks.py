@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -84,6 +85,12 @@ async def test_sinks_and_sources_whose_kafka_is_gone_end_in_order(receiver, tmp_
             await until(lambda: len(receiver.posts) == 20, "every event is posted")
             await until(lambda: written.exists() and written.read_bytes().count(b"\n") == 20, "all are written")
             await copied(where, other, 20)
+            for group in (
+                f"{topic}-to-{urlsplit(receiver.url).hostname}",
+                f"{topic}-to-{written.name}",
+                f"{topic}-to-{other}",
+            ):
+                await until_stored(where, topic, group)
             kafka.process.kill()
             kafka.process.wait()
             ends = await asyncio.gather(posting.stopped(), writing.stopped(), copying.stopped())
