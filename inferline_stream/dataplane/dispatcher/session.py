@@ -65,7 +65,7 @@ class Session:
         self._stayed_until_s = self._sum_stays_at_s = -math.inf
         self.closed = not epoch
         """Whether nothing is handed out or taken in any more."""
-        self.on_finished: Callable[[Sequence[Event], Sequence[Outcome]], object] = lambda events, outcomes: None
+        self.on_finished: Callable[[Sequence[Event], Sequence[Outcome]], object] | None = None
         """Called with what `finished` takes. Set from outside."""
         self.delivery = ResultDelivery(slot, self.partitions, self._completed)
         self._intakes: dict[int, Intake] = {}
@@ -350,7 +350,8 @@ class Session:
 
     def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of events, in their order."""
-        self.on_finished(events, outcomes)
+        if self.on_finished is not None:
+            self.on_finished(events, outcomes)
         self._release(events)
         self.delivery.finished(events, outcomes)
 
