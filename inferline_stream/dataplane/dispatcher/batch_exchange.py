@@ -388,7 +388,8 @@ class BatchExchange:
         for replica, batch, hard in list(self._pool.overdue(now_s)):
             if replicas.get(replica.replica) is replica:  # another batch of its may have ended it just now
                 self._overdue(replica, batch, hard=hard)
-        self._canary.look_at_time(self._session)
+        if self._canary.pool.replicas:
+            self._canary.look_at_time(self._session)
         for name, why in self._trust.overdue(now_s):
             logger.warning("replica %s is replaced: %s", name, why)
             if (late := replicas.get(name)) is not None:
