@@ -3,7 +3,8 @@
 100 events/s on nine replicas of the running version, a canary of 10 %, `--within 30m`, a look every 0.5 s: what a
 dispatcher would count is drawn, and the real judge and the real steps decide. Service times vary by batch (σ of their
 logarithm .25), with what the whole host does (.1, for a minute at a time), and from replica to replica for good (.02).
-`*_right`: runs with the right verdict. `*_s`: time to it, median and longest. `*_events`: events that the version had.
+`verdicts`: share of right verdicts. `*_right`: runs with one. `*_s`: time to it, median and longest. `*_events`: events
+that the version had.
 
 The live run: `tests/scenarios/test_canary.py`, whose events lost and dead letters are 0.
 """
@@ -50,15 +51,17 @@ VERSIONS = (
 def measure(quick: bool) -> Figures:
     runs = 5 if quick else 20
     figures: Figures = {}
+    right = 0
     for number, version in enumerate(VERSIONS):
         found = [tried(version, np.random.default_rng([number, seed])) for seed in range(runs)]
+        right += (own := sum(kind == ("promote" if version.good else "roll_back") for kind, _, _ in found))
         figures |= {
-            f"{version.name}_right": sum(kind == ("promote" if version.good else "roll_back") for kind, _, _ in found),
+            f"{version.name}_right": own,
             f"{version.name}_s": statistics.median(time_s for _, time_s, _ in found),
             f"{version.name}_longest_s": max(time_s for _, time_s, _ in found),
             f"{version.name}_events": round(statistics.median(events for _, _, events in found)),
         }
-    return {"runs": runs, **figures}
+    return {"verdicts": round(right / (runs * len(VERSIONS)), 3), "runs": runs, **figures}
 
 
 def tried(version: Version, rng: np.random.Generator) -> tuple[str, float, int]:

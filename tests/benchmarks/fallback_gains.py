@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from tests.benchmarks._families import JUDGING, Pipeline, case
 from tests.benchmarks._figures import Figures
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, LEAP_RISE_S, SAMPLE_S, leap
-from tests.benchmarks.order import keeps, planned, run, tuned
+from tests.benchmarks.order import QUICK_EVENTS, QUICK_RUNS, QUICK_S, RUNS, keeps, planned, run, tuned
 
 SHARE = 0.05
 FASTER = {"2x": 2.0, "4x": 4.0}
@@ -55,7 +56,8 @@ class Judged:
 def measure(quick: bool) -> Figures:
     found = []
     with ProcessPoolExecutor() as processes:
-        for seed, each in enumerate(processes.map(judged, range(8 if quick else 48))):
+        most = (QUICK_EVENTS, QUICK_S) if quick else ()
+        for seed, each in enumerate(processes.map(partial(judged, most), range(QUICK_RUNS if quick else RUNS))):
             sys.stderr.write(f"judging run {seed}: {each}\n")
             found += [] if each is None else [each]
     counted = [each for each in found if each.counts]
@@ -91,9 +93,9 @@ def versions(p: Pipeline, plan: Plan, sample: Trace, trace: Trace) -> dict[str, 
     return {name: Share(each.miss_rate, each.degraded_share, each.cost) for name, each in found.items()}
 
 
-def judged(seed: int) -> Judged | None:
-    """One run; None where no plan meets the SLO on its sample."""
-    drawn = case(seed, JUDGING)
+def judged(most: Sequence[float], seed: int) -> Judged | None:
+    """One run; None where no plan meets the SLO on its sample. ``most`` is of its events and seconds."""
+    drawn = case(seed, JUDGING, *most)
     p = drawn.pipeline
     try:
         plan = planned(p, drawn.sample, "deadline")

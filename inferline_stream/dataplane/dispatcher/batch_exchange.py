@@ -77,7 +77,7 @@ class BatchExchange:
     def follow(self, plan: StagePlan) -> None:
         """Hand out by this plan from now on."""
         self._pool.configure(plan)
-        self._canary.follow(plan)
+        self._canary.follow(plan, self._session)
         self._fallback.follow(plan)
         self._next.follow(plan)
         self._sleep_after_s = plan.sleep_after_s
@@ -143,8 +143,7 @@ class BatchExchange:
     def serve(self, session: Session) -> None:
         """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
         self._session = session
-        session.on_finished = self._canary.judged
-        self._canary.begin()
+        self._canary.begin(session)
         for replica in self._pool.replicas.values():
             replica.quarantined = False
         for replica in self._replicas():
@@ -172,8 +171,10 @@ class BatchExchange:
         return (tried.replicas[name], tried) if name in tried.replicas else (self._pool.replicas.get(name), self._pool)
 
     def _leave_if_idle(self, replica: PooledReplica) -> None:
+        if not replica.leaving or replica.hands:
+            return
         found, pool = self._find(replica.replica)
-        if not replica.leaving or replica.hands or found is not replica:
+        if found is not replica:
             return
         pool.detach(replica.replica)
         self._doubtful.spare(self._session, replica)
@@ -231,9 +232,9 @@ class BatchExchange:
         if replica is None:
             return
         if type(frame) is Results:
-            self._results(replica, frame)
+            self._results(replica, pool, frame)
         elif type(frame) is Ready:
-            self._ready(replica, frame)
+            self._ready(replica, pool, frame)
         elif pool is self._canary.pool and isinstance(frame, Returned | Broken):
             self._canary.unanswered(self._session, replica, frame)
             self._leave_if_idle(replica)
@@ -245,8 +246,7 @@ class BatchExchange:
                     self._lost.spare_one(self._session, replica, number, frame.reason)
             self._end(replica, frame.reason, memory=frame.memory, device=frame.device)
 
-    def _ready(self, replica: PooledReplica, frame: Ready) -> None:
-        _, pool = self._find(replica.replica)
+    def _ready(self, replica: PooledReplica, pool: Pool, frame: Ready) -> None:
         if pool is self._pool:
             self._doubtful.happens(self._session, replica, Happening.READY)
         replica.has_fallback = frame.fallback
@@ -256,11 +256,10 @@ class BatchExchange:
         status.start_up_s, status.isolation = believed_s(frame.start_up_s) or 0.0, frame.isolation
         self._slot.ask(Report())
 
-    def _results(self, replica: PooledReplica, frame: Results) -> None:
+    def _results(self, replica: PooledReplica, pool: Pool, frame: Results) -> None:
         hand, session, now_s = replica.hands.get(frame.batch), self._session, self._slot.now_s
         if hand is None or hand.epoch != frame.epoch:
             return  # of another dispatcher's time
-        _, pool = self._find(replica.replica)
         tried = pool is self._canary.pool
         if tried and len(frame.outcomes) != hand.batch_size:
             why = f"{len(frame.outcomes)} outcomes for {hand.batch_size} events"
@@ -269,7 +268,8 @@ class BatchExchange:
         if hand.events and len(frame.outcomes) != len(hand.events):
             self._give_up(replica, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
             return
-        success = any(type(outcome) is not Failed for outcome in frame.outcomes)
+        done = next((at for at, outcome in enumerate(frame.outcomes) if type(outcome) is not Failed), None)
+        success = done is not None
         took_s = max(0.0, now_s - hand.began_s)
         counts = self._slot.counts[hand.class_number]
         counts.busy_s += took_s / pool.concurrency(replica.hardware)
@@ -291,7 +291,7 @@ class BatchExchange:
             self._canary.answered(session, replica, hand, frame)
             self._leave_if_idle(replica)
             return
-        if hand.events and hand.version == MAIN:
+        if hand.events and hand.version == MAIN and self._canary.share is not None:
             self._canary.timed(pool.last_ratio(replica))
         if (hand.probe or hand.test) and not success:
             self._failed_sample(replica, current=current)
@@ -305,15 +305,15 @@ class BatchExchange:
         if hand.events:
             if hand.version == FALLBACK:
                 self._fallback.answered(session, hand, frame.outcomes)
-            elif not success:
+            elif done is None:
                 self._keep(replica, hand, frame.outcomes)
             elif not hand.alone or session.suspects.passed(hand.events[0]):
-                done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is not Failed)
                 session.suspects.processed(hand.events[done].payload)
-                if hand.class_number not in self._slot.routes.backgrounds:
+                if self._canary.share is not None and hand.class_number not in self._slot.routes.backgrounds:
                     self._canary.copy(hand.events, frame.outcomes)
                 session.finished(hand.events, frame.outcomes)
-        self._doubtful.happens(session, replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
+        if replica.doubted or not success:
+            self._doubtful.happens(session, replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
         self._leave_if_idle(replica)
 
     def _returned(self, replica: PooledReplica, frame: Returned) -> None:
@@ -388,7 +388,8 @@ class BatchExchange:
         for replica, batch, hard in list(self._pool.overdue(now_s)):
             if replicas.get(replica.replica) is replica:  # another batch of its may have ended it just now
                 self._overdue(replica, batch, hard=hard)
-        self._canary.look_at_time(self._session)
+        if self._canary.pool.replicas:
+            self._canary.look_at_time(self._session)
         for name, why in self._trust.overdue(now_s):
             logger.warning("replica %s is replaced: %s", name, why)
             if (late := replicas.get(name)) is not None:

@@ -58,27 +58,30 @@ class Canary:
         self._slot = slot
         self.pool = pool.beside()
         """Replicas of the version, and those of one before it that leave."""
-        self._share: CanaryShare | None = None
+        self.share: CanaryShare | None = None
+        """None where no version is tried out: nothing is asked of this then but to see to what is `left`."""
+        self.left: deque[Event] = deque()
+        """Events that the running version has to process, whose keys stay taken."""
         self._owed = 0.0
         """Events that it should have been given beyond those that it was."""
-        self._again: deque[Event] = deque()
-        """Events that the running version has to process, whose keys stay taken."""
         self._failed: dict[int, Event] = {}
         """By identity, those of them and of its batches in hand on which the version failed."""
         self._copies: deque[Copy] = deque()
         self._copied: dict[int, Copy] = {}
         """By number of the batch, what a replica has in hand."""
 
-    def follow(self, plan: StagePlan) -> None:
+    def follow(self, plan: StagePlan, session: Session) -> None:
         """Hand out by this plan from now on."""
-        if plan.canary != self._share:
-            self._owed, self._share = 0.0, plan.canary
+        if plan.canary != self.share:
+            self._owed, self.share = 0.0, plan.canary
             self._copies.clear()
             if plan.canary is not None:  # reports would grow with each version that was ever tried out
                 kept, counts = f"{plan.canary.version}/", self._slot.report.counts
                 counts.canaries = {step: of for step, of in counts.canaries.items() if step.startswith(kept)}
         if plan.canary is None:
             self._failed.clear()
+            session.queue.share_keys(0.0)
+        self._watch(session)
         version = "" if plan.canary is None else plan.canary.version
         kinds = {kind_of_version(kind, version): of for kind, of in plan.hardware.items()} if version else {}
         self.pool.configure(StagePlan(kinds))
@@ -87,31 +90,35 @@ class Canary:
 
     def welcome(self, replica: PooledReplica) -> None:
         """Take a replica in; one of a version that is tried out no more gets nothing."""
-        version = "" if self._share is None else self._share.version
+        version = "" if self.share is None else self.share.version
         replica.quarantined = version_on(replica.hardware) != version
 
-    def begin(self) -> None:
+    def begin(self, session: Session) -> None:
         """Another session begins: what is kept of the one before is worth nothing."""
-        self._again.clear()
+        self.left.clear()
         self._failed.clear()
+        self._watch(session)
+
+    def _watch(self, session: Session) -> None:
+        session.on_finished = None if self.share is None else self._judge
 
     @property
     def serves(self) -> bool:
         """Whether a replica of the version is ready to get events."""
-        return self._share is not None and any(self._may_serve(replica) for replica in self.pool.replicas.values())
+        return self.share is not None and any(self._may_serve(replica) for replica in self.pool.replicas.values())
 
     def _may_serve(self, replica: PooledReplica) -> bool:
         return replica.ready and not replica.leaving and not replica.quarantined
 
     def _counts(self) -> CanaryCounts | None:
-        share = self._share
+        share = self.share
         return None if share is None else self._slot.report.counts.canaries.setdefault(share.step, CanaryCounts())
 
     # Hand out
 
     def share_keys(self, session: Session) -> None:
         """Have the queue deal the version its share of the keys, as long as it serves and keys have an order."""
-        share = self._share
+        share = self.share
         if share is None or share.mirror or not self._slot.routes.keys_in_order:
             session.queue.share_keys(0.0)
             return
@@ -126,7 +133,7 @@ class Canary:
             rest_s: R.
             hold_ms: how long after the oldest of them came fewer events wait for more.
         """
-        share, queue, now_s = self._share, session.queue, self._slot.now_s
+        share, queue, now_s = self.share, session.queue, self._slot.now_s
         turn = self._owed > 0 and share is not None and not share.mirror
         replica = self.pool.choose(now_s, queue.shared or queue.eligible) if queue.shared or turn else None
         if replica is None:
@@ -143,7 +150,7 @@ class Canary:
 
     def handed(self, events: Sequence[Event], *, own: bool) -> None:
         """Count live events that a replica gets: one of the version, or one of the running version."""
-        counts, share = self._counts(), self._share
+        counts, share = self._counts(), self.share
         if counts is None or share is None or share.mirror or not self.serves:
             return
         counts.events += own * len(events)
@@ -156,10 +163,10 @@ class Canary:
     def again(self, limit: int, session: Session) -> list[Event]:
         """Return events for the running version to process that this one did not, at most so many."""
         found: list[Event] = []
-        while self._again and len(found) < limit:
-            event = self._again.popleft()
+        while self.left and len(found) < limit:
+            event = self.left.popleft()
             if event.limit and len(found) >= event.limit:
-                self._again.appendleft(event)
+                self.left.appendleft(event)
                 break
             limit = min(limit, event.limit or limit)
             if session.partitions[event.partition].halted:
@@ -168,16 +175,11 @@ class Canary:
                 found.append(event)
         return found
 
-    @property
-    def waiting(self) -> int:
-        """Events that the running version has to process."""
-        return len(self._again)
-
     # Copies
 
     def copy(self, events: Sequence[Event], outcomes: list[Answer]) -> None:
         """Take a copy of a batch that the running version has processed, if it is the version's turn to see one."""
-        share, counts = self._share, self._counts()
+        share, counts = self.share, self._counts()
         if counts is None or share is None or not share.mirror or not self.serves:
             return
         counts.main_events += len(events)
@@ -246,7 +248,7 @@ class Canary:
             session.finished(found.ended, found.results)
         self._run_again(session, found.again)
 
-    def judged(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
+    def _judge(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         """Learn what became of events: where the running version has a result, this one alone has failed."""
         if not self._failed:
             return
@@ -319,5 +321,5 @@ class Canary:
 
     def _run_again(self, session: Session, events: Sequence[Event]) -> None:
         if events and not session.closed:  # else they are read again by who serves next
-            self._again.extend(events)
+            self.left.extend(events)
             self._slot.ask(Report())

@@ -56,7 +56,7 @@ class DoubtfulBatches:
         self._slot = slot
         self._pool = pool
         self._trust = trust
-        self._aside: list[tuple[float, int, Session, Sequence[Event]]] = []
+        self.aside: list[tuple[float, int, Session, Sequence[Event]]] = []
         """Events that wait aside: a heap, by when they are queued again."""
         self._sequence = itertools.count()
 
@@ -106,12 +106,12 @@ class DoubtfulBatches:
 
     def take_up(self, session: Session) -> None:
         """Queue events again that have waited aside for long enough, unless their session is over."""
-        while self._aside and self._aside[0][0] <= self._slot.now_s:
-            _, _, of, events = heapq.heappop(self._aside)
+        while self.aside and self.aside[0][0] <= self._slot.now_s:
+            _, _, of, events = heapq.heappop(self.aside)
             if of is session:
                 session.requeue(events)
-        if self._aside:
-            self._slot.wake_at(self._aside[0][0])
+        if self.aside:
+            self._slot.wake_at(self.aside[0][0])
 
     def _put_back(self, session: Session, kept: DoubtfulBatch) -> None:
         if not kept.hand.alone:
@@ -152,7 +152,7 @@ class DoubtfulBatches:
             event.waits += 1
         before = max(event.waits for event in hand.events) - 1
         again_s = now_s + min(most_s, least_s * 2.0 ** min(before, 16))
-        heapq.heappush(self._aside, (again_s, next(self._sequence), session, hand.events))
+        heapq.heappush(self.aside, (again_s, next(self._sequence), session, hand.events))
 
 
 def _taken(session: Session, replica: PooledReplica, *, latest_first: bool = False) -> list[DoubtfulBatch]:

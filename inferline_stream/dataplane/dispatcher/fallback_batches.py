@@ -69,9 +69,8 @@ class FallbackBatches:
 
     def handed(self, events: int, version: int) -> None:
         """Count live events that a replica gets, by the version of the stage that is to run them."""
-        if self._share:
-            roll(self._served, self._slot.now_s)
-            count(self._served, events, events if version == FALLBACK else 0)
+        roll(self._served, self._slot.now_s)
+        count(self._served, events, events if version == FALLBACK else 0)
 
     def answered(self, session: Session, hand: Hand, outcomes: Sequence[Answer]) -> None:
         """Let what the fallback made go on, and say so of it; what it failed on runs on the stage itself."""

@@ -72,10 +72,12 @@ class NextBatches:
     def hand_out(self, session: Session) -> None:
         """Hand out what can be handed out now: suspects and samples, then what waits in the queue."""
         slot, pool = self._slot, self._pool
-        self._doubtful.take_up(session)
+        if self._doubtful.aside:
+            self._doubtful.take_up(session)
         if not session.open():
             return
-        self._test_doubted(session)
+        if pool.some_doubted:
+            self._test_doubted(session)
         pool.fresh_after_s = session.suspects.suspicion.blocked_until_s
         if self._quarantine or len(session.suspects):
             session.leave_halted()
@@ -83,13 +85,15 @@ class NextBatches:
         self._hand_out_live(session)
         if not session.queue.eligible and slot.routes.backgrounds:
             self._hand_out_background(session)
-        if (session.queue.eligible or session.background.eligible) and pool.fresh_after_s > slot.now_s:
+        if pool.fresh_after_s > slot.now_s and (session.queue.eligible or session.background.eligible):
             slot.wake_at(pool.fresh_after_s)
 
     def _hand_out_live(self, session: Session) -> None:
         """Hand live events to replicas, and before them what a rate guarantees of background ones."""
         slot, pool, queue, now_s = self._slot, self._pool, session.queue, self._slot.now_s
-        routes, hold_ms, guarantees = slot.routes, self._plan.hold_s * 1e3, session.background.guarantees
+        routes, hold_ms = slot.routes, self._plan.hold_s * 1e3
+        canary, may_fall_back = self._canary, self._plan.fallback_share > 0
+        guarantees = bool(routes.backgrounds) and session.background.guarantees
         rest_s = self._rest_s if now_s <= self._rest_until_s else self._plan.rest_s
         self._serve_canary(session, rest_s, hold_ms)
         while (eligible := queue.eligible) and session.open():
@@ -108,19 +112,23 @@ class NextBatches:
             if hold_ms and (due_s := queue.due_ms(most, hold_ms) / 1e3) > now_s:
                 slot.wake_at(due_s)
                 break
-            terms = self._fallback.terms if replica.has_fallback else None
+            terms = self._fallback.terms if may_fall_back and replica.has_fallback else None
             events, hopeful, version = session.take(limit, needs, terms)
             if events:
                 self._hand(session, replica, events, version=version).hopeful = hopeful
-                self._fallback.handed(len(events), version)
-                self._canary.handed(events, own=False)
+                if may_fall_back:
+                    self._fallback.handed(len(events), version)
+                if canary.share is not None:
+                    canary.handed(events, own=False)
                 self._serve_canary(session, rest_s, hold_ms)
 
     def _serve_canary(self, session: Session, rest_s: float, hold_ms: float) -> None:
         """Hand out what a version that is tried out gets now, and what it leaves to the running one."""
         canary = self._canary
+        if canary.share is None and not canary.left:
+            return
         canary.share_keys(session)
-        while canary.waiting and session.open() and (replica := self._choose(canary.waiting)) is not None:
+        while canary.left and session.open() and (replica := self._choose(len(canary.left))) is not None:
             if events := canary.again(self._pool.limit(replica.hardware), session):
                 self._hand(session, replica, events)
         while session.open() and (found := canary.take(session, rest_s, hold_ms)) is not None:

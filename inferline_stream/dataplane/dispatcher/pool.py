@@ -70,7 +70,8 @@ class Pool:
         """Number and name of the replicas that are ready, stay and may get another batch; ascending."""
         self._alike = True
         """Whether all replicas that serve are equally fast, as far as is known."""
-        self._some_doubted = False
+        self.some_doubted = False
+        """Whether any replica gets no events."""
         self._one_each = True
         """Whether no replica may have several batches in hand."""
 
@@ -204,13 +205,13 @@ class Pool:
         """Give a replica no events, or events again."""
         if replica.doubted != doubted:
             replica.doubted = doubted
-            self._some_doubted = any(each.doubted for each in self.replicas.values())
+            self.some_doubted = any(each.doubted for each in self.replicas.values())
             replica.quarantined = replica.quarantined and not doubted
             self._place(replica)
 
     def doubted(self) -> list[PooledReplica]:
         """Return the replicas that get no events."""
-        return [replica for replica in self.replicas.values() if replica.doubted] if self._some_doubted else []
+        return [replica for replica in self.replicas.values() if replica.doubted]
 
     def has_room(self, replica: PooledReplica) -> bool:
         """Return whether a replica may have one more batch in hand."""

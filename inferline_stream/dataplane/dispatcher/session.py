@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from inferline_stream.dataplane.dispatcher.background import WAITING_BYTES, BackgroundQueues
@@ -65,7 +65,7 @@ class Session:
         self._stayed_until_s = self._sum_stays_at_s = -math.inf
         self.closed = not epoch
         """Whether nothing is handed out or taken in any more."""
-        self.on_finished: Callable[[Sequence[Event], Sequence[Outcome]], object] = lambda events, outcomes: None
+        self.on_finished: Callable[[Sequence[Event], Sequence[Outcome]], object] | None = None
         """Called with what `finished` takes. Set from outside."""
         self.delivery = ResultDelivery(slot, self.partitions, self._completed)
         self._intakes: dict[int, Intake] = {}
@@ -171,10 +171,6 @@ class Session:
         most = WAITING_BYTES if self._is_background(partition) else QUEUE_BYTES
         return self._queue_of(partition).size_bytes < most
 
-    def _entered_us(self, event: Event) -> int:
-        """Return when an event entered the pipeline."""
-        return event.entered_us - self._longer_us[class_of(event.partition)]
-
     # What is reported
 
     def fill(self, report: PoolReport, now_s: float) -> None:
@@ -184,17 +180,20 @@ class Session:
         report.background_queued = len(self.background)
         now_us = now_s * 1e6
         old_us = now_us - DEMAND_AFTER_SLOS * self._slot.routes.slo_s * 1e6
-        first = self.queue.first()
-        oldest_us = now_us if first is None else self._entered_us(first)
-        hopeless, hidden, held = Counter[int](), Counter[int](), set[int]()
-        for event in self.queue.hopeless():
-            hopeless[event.partition] += 1
-            if self.partitions[event.partition].completion.watermark in event.offsets:
-                held.add(event.partition)
-            oldest_us = min(oldest_us, self._entered_us(event))
-            hidden[event.partition] += event.entered_us >= old_us
-        report.hopeless, report.hidden, report.waited_for = dict(hopeless), dict(hidden), sorted(held)
-        report.oldest_wait_s = max(0.0, now_us - oldest_us) / 1e6
+        entered_us, waited_for = defaultdict[int, list[int]](list), set[int]()
+        for event in self.queue.hopeless():  # there may be ten thousand
+            number = event.partition
+            entered_us[number].append(event.entered_us)
+            if report.held[number] in event.offsets:
+                waited_for.add(number)
+        report.hopeless = {number: len(each) for number, each in entered_us.items()}
+        report.hidden = {number: sum([us >= old_us for us in each]) for number, each in entered_us.items()}
+        report.waited_for = sorted(waited_for)
+        if (first := self.queue.first()) is not None:
+            entered_us[first.partition].append(first.entered_us)
+        # Of a class with an SLO of its own, that is when they would have entered for the pipeline's.
+        waits_us = [now_us - min(each) + self._longer_us[class_of(number)] for number, each in entered_us.items()]
+        report.oldest_wait_s = max([0.0, *waits_us]) / 1e6
         self._sum_stays()
         stay = self._stay
         report.stay = (stay.sum_s, stay.events, min(0.0, stay.last_s - now_s)) if stay.events else None
@@ -350,7 +349,8 @@ class Session:
 
     def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of events, in their order."""
-        self.on_finished(events, outcomes)
+        if self.on_finished is not None:
+            self.on_finished(events, outcomes)
         self._release(events)
         self.delivery.finished(events, outcomes)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -24,6 +27,28 @@ def test_a_replica_gets_what_waits_up_to_the_limit_and_the_next_batch_with_its_a
         replica.answer(second)
         pool.until(lambda: pool.offset() == 6, "all are committed")
         assert pool.sent == [b"%d" % number for number in range(6)]
+
+
+def test_a_batch_enters_no_part_of_the_slot_that_its_stage_does_not_use():
+    entered = set[str]()
+
+    def note(frame: FrameType, what: str, _: object) -> None:
+        if what == "call":
+            entered.add(Path(frame.f_code.co_filename).stem)
+
+    with fed(limit=4) as pool:
+        replica = pool.attached()
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            pool.fetched(b"0", b"1")
+            replica.answer(replica.batch())
+            pool.until(lambda: pool.offset() == 2, "both are committed")
+        finally:
+            sys.setprofile(before)
+    assert {"intake", "queue", "batch_exchange", "emitter", "completion"} <= entered
+    unused = {"background", "canary", "doubtful_batches", "fallback_batches", "join", "lost_batches"}
+    assert sorted(entered & unused) == []
 
 
 def test_a_replica_gets_nothing_before_it_is_ready():
