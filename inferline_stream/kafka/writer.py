@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
@@ -171,6 +172,8 @@ class Writer:
             KafkaError: it is not taken; so does what is returned.
         """
         key, value, headers, timestamp_ms, topic, partition, _ = record
+        if key is None and value is None:
+            return await self._add_empty(record)
         sent: asyncio.Future[object] = await self._client.send(
             topic,
             value,
@@ -179,6 +182,17 @@ class Writer:
             timestamp_ms=timestamp_ms,
             headers=list(headers),
         )
+        return sent
+
+    async def _add_empty(self, record: Record) -> asyncio.Future[object]:
+        """Hand over a record without key and value: Kafka takes it, and aiokafka only as a batch."""
+        batch = self._new_batch(_PLAIN)
+        batch.append(timestamp=record.timestamp_ms, key=None, value=None, headers=list(record.headers))
+        batch.close()
+        partition = record.partition
+        if partition == ANY_PARTITION:
+            partition = random.choice(list(await self._client.partitions_for(record.topic)))  # noqa: S311  spreads
+        sent: asyncio.Future[object] = await self._client.send_batch(batch, record.topic, partition=partition)
         return sent
 
     async def flush(self) -> None:

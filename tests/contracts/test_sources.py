@@ -24,7 +24,7 @@ from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.commands import DEADLINE_S, command, isolated_part_of
-from tests.contracts.sink_process import topic_on
+from tests.contracts.sink_process import send, send_nothing, topic_on
 from tests.support.sandbox import SEALABLE
 
 TOKEN = "a-token-of-this-test-alone"
@@ -380,6 +380,17 @@ async def test_a_source_waits_for_a_kafka_that_is_away_and_loses_nothing(own_apa
         await stopped(reading)
     assert {record.value for record in found} == {b"%d" % n for n in range(200)}
     assert all(known.startswith("posts.jsonl:") for known in ids(found))
+
+
+async def test_a_record_that_holds_nothing_is_copied_and_stops_none_of_those_after_it(kafka):
+    where = kafka.bootstrap_servers
+    raw, topic = await topic_on(where, 1), await topic_on(where, 2)
+    await send_nothing(where, raw)
+    await send(where, raw, [("after", b"1")])
+    async with running("topic", where, topic, "--from-topic", raw) as process:
+        found = await records_of(where, topic, 2)
+        assert await stopped(process) == {"sent": 2, "refused": 0}
+    assert {(record.key, record.value) for record in found} == {(None, None), (None, b"1")}
 
 
 async def test_a_topic_is_copied_with_keys_headers_and_ids_and_goes_on_where_it_stopped(kafka):
