@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
@@ -172,8 +171,8 @@ class Writer:
             KafkaError: it is not taken; so does what is returned.
         """
         key, value, headers, timestamp_ms, topic, partition, _ = record
-        if key is None and value is None:
-            return await self._add_empty(record)
+        if key is None and value is None:  # Kafka takes it, and aiokafka only as a batch
+            return await self.add_alone(record)
         sent: asyncio.Future[object] = await self._client.send(
             topic,
             value,
@@ -184,15 +183,16 @@ class Writer:
         )
         return sent
 
-    async def _add_empty(self, record: Record) -> asyncio.Future[object]:
-        """Hand over a record without key and value: Kafka takes it, and aiokafka only as a batch."""
+    async def add_alone(self, record: Record) -> asyncio.Future[object]:
+        """As `add`, in a batch of its own: Kafka refuses a batch as a whole."""
+        key, value, headers, timestamp_ms, topic, partition, _ = record
         batch = self._new_batch(_PLAIN)
-        batch.append(timestamp=record.timestamp_ms, key=None, value=None, headers=list(record.headers))
+        batch.append(timestamp=timestamp_ms, key=key, value=value, headers=list(headers))
         batch.close()
-        partition = record.partition
+        await self._client.partitions_for(topic)
         if partition == ANY_PARTITION:
-            partition = random.choice(list(await self._client.partitions_for(record.topic)))  # noqa: S311  spreads
-        sent: asyncio.Future[object] = await self._client.send_batch(batch, record.topic, partition=partition)
+            partition = self._client._partition(topic, None, key, value, key, value)
+        sent: asyncio.Future[object] = await self._client.send_batch(batch, topic, partition=partition)
         return sent
 
     async def flush(self) -> None:

@@ -358,6 +358,20 @@ async def test_a_record_that_kafka_refuses_does_not_stop_those_after_it(kafka):
     assert len(values) == 7 - sum(outcome is not None for outcome in outcomes)
 
 
+async def test_a_record_that_kafka_refuses_takes_none_with_it_that_were_sent_in_its_batch(kafka, tmp_path):
+    where = kafka.bootstrap_servers
+    topic = await topic_on(where, 1, **{"cleanup.policy": "compact"})
+    lines = [json.dumps({"k": str(n)} if n % 20 else {}) for n in range(1, 101)]
+    file = tmp_path / "posts.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    options = ("--path", str(file), "--key-field", "k", "--skip-refused")
+    async with running("files", where, topic, *options) as process:
+        output, error = await process.communicate()
+    assert (process.returncode, json.loads(output)) == (0, {"sent": 95, "refused": 5}), error.decode()
+    found = await records_of(where, topic, 95)
+    assert {record.key for record in found} == {b"%d" % n for n in range(1, 101) if n % 20}
+
+
 async def test_a_source_waits_for_a_kafka_that_is_away_and_loses_nothing(own_apache_kafka, tmp_path):
     where = own_apache_kafka.bootstrap_servers
     raw, topic = await topic_on(where), await topic_on(where)
