@@ -74,6 +74,10 @@ _LARGEST_OFFSET = (1 << 63) - 1
 LATEST_MS = 253_402_300_799_000
 """End of the year 9999. A later time is none: dates and floats would have to hold it."""
 
+RESTORED_MS = 12 * 3600 * 1000
+"""A record that is written again has its own timestamp, unless that is older than this: its topic may keep no more than
+a day, and Kafka's retention deletes by timestamps, however short the record has been there."""
+
 LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, OF, PART, DEAD, REPLAY, FALLBACK))
 """Headers of ours that a dead letter of an inner topic keeps as they were read, so that it can be sent again."""
 
