@@ -413,7 +413,7 @@ async def test_a_topic_is_copied_with_keys_headers_and_ids_and_goes_on_where_it_
     producer = AIOKafkaProducer(bootstrap_servers=where)
     await producer.start()
     try:
-        headers = [("mine", b"h"), (EVENT_ID, b"known"), ("__inferline.entry_time_us", b"1")]
+        headers = [("mine", b"h"), ("null", None), (EVENT_ID, b"known"), ("__inferline.entry_time_us", b"1")]
         await producer.send_and_wait(raw, b"1", key=b"k", headers=headers, timestamp_ms=1_700_000_000_000)
         async with running("topic", where, topic, "--from-topic", raw, "--keep-timestamps") as process:
             (first,) = await records_of(where, topic, 1)
@@ -425,7 +425,7 @@ async def test_a_topic_is_copied_with_keys_headers_and_ids_and_goes_on_where_it_
     finally:
         await producer.stop()
     assert (first.key, first.value, first.timestamp_ms) == (b"k", b"1", 1_700_000_000_000)
-    assert dict(first.headers) == {EVENT_ID: b"known", "mine": b"h"}
+    assert dict(first.headers) == {EVENT_ID: b"known", "mine": b"h", "null": None}
     known, named = ids(both)
     assert known == "known"
     assert re.fullmatch(rf"{raw}@[\w-]{{8}}/0/1", named)
