@@ -6,12 +6,13 @@
 Needs ``pip install 'inferline-stream[postgres]'``. The table is created where it is missing: ``event_id`` (its key),
 ``recorded_at`` (the record's timestamp) and ``value`` (``jsonb``).
 
-**Once.** Records that arrive within a fifth of a second are one transaction, whose rows are upserts by event id; only
-after it are their offsets committed. What comes again, after a crash or from upstream, updates its own row. A
-table of somebody else's with these columns and a key on ``event_id`` does as well.
+**Once.** Records that arrive within a fifth of a second are written together, 500 rows a transaction, as upserts by
+event id; only after that are their offsets committed. What comes again, after a crash or from upstream, updates its own
+row. A table of somebody else's with these columns and a key on ``event_id`` does as well.
 
 While the database is away nothing is committed, and the same records are tried again. A value that the database will
-never take (it is no JSON, or holds a NUL character) goes to ``--dead-letters``; without one the sink ends.
+never take (it is no JSON, holds a NUL character, or a trigger raises on it) goes to ``--dead-letters``; without one the
+sink ends.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import logging
 import re
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 _MODULE = "inferline_stream.connectors.sinks.postgres"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _ANSWER_S = 30.0
+_ROWS_AT_ONCE = 500
+"""In one transaction: however slow the database is, it answers in time, and what is stored already stays so."""
 
 Tls = Literal["off", "on", "trusting"]
 
@@ -103,11 +106,14 @@ class Table:
         self._drop()
 
     async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
-        """Upsert all of them in one transaction; see `Store.store`."""
+        """Upsert all of them; see `Store.store`."""
         import asyncpg
 
-        # Also a check or NOT NULL of the table's owner, and an id that is too long for an index.
-        refused = asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError
+        # Also a check, NOT NULL or trigger of the table's owner, and an id that is too long for an index.
+        refused = (
+            asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError,
+            asyncpg.RaiseError,
+        )  # fmt: skip
         rows: dict[str, Row] = {}
         sources: dict[str, Record] = {}
         refusals = []
@@ -119,15 +125,16 @@ class Table:
             rows[known], sources[known] = _row(known, record), record
         connection = await self._connected()
         try:
-            try:
-                await self._upsert(connection, list(rows.values()))
-            except refused:  # one of them is to blame: find it
-                for known, row in list(rows.items()):
-                    try:
-                        await self._upsert(connection, [row])
-                    except refused as error:
-                        del rows[known]
-                        refusals.append(Refusal(sources[known], str(error)))
+            for at_once in _parts(rows):
+                try:
+                    await self._upsert(connection, list(at_once.values()))
+                except refused:  # one of them is to blame: find it
+                    for known, row in at_once.items():
+                        try:
+                            await self._upsert(connection, [row])
+                        except refused as error:
+                            del rows[known]
+                            refusals.append(Refusal(sources[known], str(error)))
         except asyncpg.InsufficientPrivilegeError as error:
             raise Away(f"{error}") from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
@@ -204,6 +211,12 @@ class Table:
 
     def _where(self) -> str:
         return f"PostgreSQL at {self._database.host}:{self._database.port}"
+
+
+def _parts(rows: Mapping[str, Row]) -> list[dict[str, Row]]:
+    """Return what is upserted in one transaction each."""
+    every = list(rows.items())
+    return [dict(every[at : at + _ROWS_AT_ONCE]) for at in range(0, len(every), _ROWS_AT_ONCE)]
 
 
 def _row(known: str, record: Record) -> Row:

@@ -4,8 +4,9 @@
         --topic verdicts --url https://example.org/verdicts --token-file token
 
 Each event is one POST of its value as it stands in the topic, with ``Idempotency-Key: <event id>``: a crash, or an
-answer that was lost on the way, lets an event come again, and the receiver knows it by that key. Events of a
-partition are posted in their order, those of several partitions at once.
+answer that was lost on the way, lets an event come again, and the receiver knows it by that key. What is not printable
+ASCII in it is percent-encoded, and one that is longer than 1,024 characters is a digest. Events of a partition are
+posted in their order, those of several partitions at once.
 
 An answer of 2xx means that the receiver has it. Where it does not answer in time, or with 408, 425, 429 or 5xx, the
 event is tried again for as long as it takes, not before ``Retry-After``. With 401 the sink ends: the token is wrong,
@@ -18,13 +19,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import re
+import hashlib
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 
@@ -40,6 +41,8 @@ _MODULE = "inferline_stream.connectors.sinks.webhook"
 _WRONG_TOKEN = 401
 _TRY_AGAIN = frozenset((408, 425, 429))
 _REMEMBERED = 100_000
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+_LONGEST_KEY = 1024
 _SHOWN = 200
 """Characters of an answer that are reported."""
 
@@ -130,12 +133,13 @@ class Webhook:
 
 
 def _header_safe(known: str) -> str:
-    """An id as a header may hold it: ids come from users."""
-    return re.sub(r"[^\x21-\x7e]", lambda found: f"%{ord(found[0]):02X}", known)[:1024]
+    """Return an id as a header may hold it, and no other id is: ids come from users."""
+    safe = quote(known, safe=_PRINTABLE)
+    return safe if len(safe) <= _LONGEST_KEY else f"blake2s:{hashlib.blake2s(known.encode()).hexdigest()}"
 
 
 def _after_s(header: str) -> float:
-    return float(header) if header.isdigit() else 0.0  # dates are rare, and clocks differ
+    return float(header) if header.isdecimal() else 0.0  # dates are rare, and clocks differ
 
 
 def _url(text: str) -> str:

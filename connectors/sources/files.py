@@ -245,6 +245,8 @@ class Files:
             InvalidFile: the file cannot be read.
         """
         path = self._path / name if self._path.is_dir() else self._path
+        if not _is_text(name):
+            raise InvalidFile(f"{str(path)!a}: its name is no UTF-8 text, as ids of events are; rename it")
         events: list[SourceEvent] = []
         packed = name.endswith(".gz")
         try:
@@ -283,7 +285,8 @@ class Files:
         if not self._path.is_dir():
             return []
         with os.scandir(self._path) as entries:
-            names = {entry.inode(): entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+            text = (entry for entry in entries if _is_text(entry.name) and entry.is_file(follow_symlinks=False))
+            names = {entry.inode(): entry.name for entry in text}
         found = []
         for place in self._state.places.values():
             name = names.get(place.inode)
@@ -354,6 +357,11 @@ class Files:
             if sent:
                 self._state.note(place)
         return sent
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8, and not any bytes, which the system lets be a name, too."""
+    return name == name.encode(errors="replace").decode()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ _WAIT_S = 0.2
 def event_of(record: Record, ids_from: str, *, keep_timestamp: bool) -> SourceEvent:
     """A record as an event of its own: what another pipeline has noted on it stays behind, but its id."""
     known = record.header(EVENT_ID) or f"{ids_from}/{record.partition}/{record.offset}".encode()
-    own = tuple((name, value or b"") for name, value in record.headers if not name.startswith(HEADER_PREFIX))
+    own = tuple(header for header in record.headers if not header[0].startswith(HEADER_PREFIX))
     return SourceEvent(known, record.value, record.key, own, record.timestamp_ms if keep_timestamp else None)
 
 

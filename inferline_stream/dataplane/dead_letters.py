@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferline_stream.dataplane.codecs import codec
-from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, SENT_AGAIN, number
+from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, RESTORED_MS, SENT_AGAIN, number
 from inferline_stream.dataplane.lineage import root_of
 from inferline_stream.dataplane.routes import input_topics
 from inferline_stream.errors import Unreachable, UsageError
@@ -30,10 +30,6 @@ from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID,
 from inferline_stream.pipeline.shape import topological
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.version import format_between
-
-_RESTORED_MS = 12 * 3600 * 1000
-"""A record's timestamp comes back unless it is older than this: the source may keep no more than a day. Its entry time
-comes back whatever its age, as a header."""
 
 _START_S = 10.0
 
@@ -302,7 +298,7 @@ def _as_it_was(letter: Letter, replay: int) -> Record:
     if own_ms is not None and all(name != ENTRY_TIME for name, _ in headers):
         headers.append((ENTRY_TIME, b"%d" % (own_ms * 1000)))
     # By an old timestamp, retention could delete the record before it is read; brokers refuse one that is far ahead.
-    time_ms = own_ms if own_ms is not None and now_ms - _RESTORED_MS <= own_ms <= now_ms else now_ms
+    time_ms = own_ms if own_ms is not None and now_ms - RESTORED_MS <= own_ms <= now_ms else now_ms
     return Record(letter.key, letter.value, [*headers, (REPLAY, b"%d" % replay)], time_ms)
 
 

@@ -74,8 +74,14 @@ _LARGEST_OFFSET = (1 << 63) - 1
 LATEST_MS = 253_402_300_799_000
 """End of the year 9999. A later time is none: dates and floats would have to hold it."""
 
+RESTORED_MS = 12 * 3600 * 1000
+"""A record that is written again has its own timestamp, unless that is older than this: its topic may keep no more than
+a day, and Kafka's retention deletes by timestamps, however short the record has been there."""
+
 LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, OF, PART, DEAD, REPLAY, FALLBACK))
 """Headers of ours that a dead letter of an inner topic keeps as they were read, so that it can be sent again."""
+
+_OURS = LETTERS_KEEP | {EVENT_ID, REASON, ENDED_AT}
 
 
 def version_value(structure: Structure) -> bytes:
@@ -211,8 +217,8 @@ def letter_headers(headers: Sequence[Header], event_id: bytes, *, entry: bool) -
 
 
 def our_headers(headers: Iterable[Header]) -> list[Header]:
-    """Return our own headers, each once; a long one was none of ours."""
-    ours = [h for h in headers if h[0].startswith(HEADER_PREFIX) and len(h[1] or b"") <= _OURS_BYTES]
+    """Return our own headers, each once; a long one was none of ours, nor is one that only has a name like them."""
+    ours = [h for h in headers if (h[0] in _OURS or h[0].startswith(ERRORS_PREFIX)) and len(h[1] or b"") <= _OURS_BYTES]
     return list({header[0]: header for header in ours}.values())
 
 

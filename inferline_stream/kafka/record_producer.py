@@ -44,7 +44,7 @@ class RecordProducer:
         self._connect_timeout_s = from_environment().connect_timeout_s
         self._writer: Writer | None = None
         self._limits: Mapping[str, int] = {}
-        self._renewing = asyncio.Lock()
+        self._renewing, self._one_alone = asyncio.Lock(), asyncio.Lock()
         self._again: set[asyncio.Task[None]] = set()
         """Sending records again that a client refused for what came before them."""
         self._closed = False
@@ -135,11 +135,18 @@ class RecordProducer:
 
     async def _delivered(self, record: Record) -> None:
         self._refuse_too_large(record)
+        try:
+            await self._accepted(record)
+        except RecordRefused:  # or another one of its batch is
+            async with self._one_alone:
+                await self._accepted(record, alone=True)
+
+    async def _accepted(self, record: Record, *, alone: bool = False) -> None:
         error: KafkaError | None = None
         for _ in range(_CLIENTS):
             writer = await self._live()
             try:
-                await asyncio.shield(await writer.add(record))
+                await asyncio.shield(await (writer.add_alone(record) if alone else writer.add(record)))
             except KafkaError as failure:
                 error = failure
             else:

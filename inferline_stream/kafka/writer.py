@@ -171,6 +171,8 @@ class Writer:
             KafkaError: it is not taken; so does what is returned.
         """
         key, value, headers, timestamp_ms, topic, partition, _ = record
+        if key is None and value is None:  # Kafka takes it, and aiokafka only as a batch
+            return await self.add_alone(record)
         sent: asyncio.Future[object] = await self._client.send(
             topic,
             value,
@@ -179,6 +181,18 @@ class Writer:
             timestamp_ms=timestamp_ms,
             headers=list(headers),
         )
+        return sent
+
+    async def add_alone(self, record: Record) -> asyncio.Future[object]:
+        """As `add`, in a batch of its own: Kafka refuses a batch as a whole."""
+        key, value, headers, timestamp_ms, topic, partition, _ = record
+        batch = self._new_batch(_PLAIN)
+        batch.append(timestamp=timestamp_ms, key=key, value=value, headers=list(headers))
+        batch.close()
+        await self._client.partitions_for(topic)
+        if partition == ANY_PARTITION:
+            partition = self._client._partition(topic, None, key, value, key, value)
+        sent: asyncio.Future[object] = await self._client.send_batch(batch, topic, partition=partition)
         return sent
 
     async def flush(self) -> None:

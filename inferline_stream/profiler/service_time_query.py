@@ -123,7 +123,9 @@ async def _answer_s(session: aiohttp.ClientSession, query: PromQL) -> float:
     """
     url = f"{query.url.rstrip('/')}/api/v1/query"
     async with session.get(url, params={"query": query.query}) as answer:
-        text = await answer.content.read(_LONGEST_ANSWER)
+        text = b""
+        while part := await answer.content.read(_LONGEST_ANSWER - len(text)):  # as it comes, in pieces
+            text += part
     try:
         said = msgspec.json.decode(text, type=_Said)
         if said.data is None:

@@ -45,6 +45,18 @@ async def send(bootstrap_servers: str, topic: str, events: list[tuple[str, bytes
         await producer.stop()
 
 
+async def send_nothing(bootstrap_servers: str, topic: str) -> None:
+    """Send a record without key and value, which other clients than aiokafka do."""
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers)
+    await producer.start()
+    try:
+        batch = producer.create_batch()
+        batch.append(key=None, value=None, timestamp=None)
+        await (await producer.send_batch(batch, topic, partition=0))
+    finally:
+        await producer.stop()
+
+
 def numbered(numbers: range) -> list[tuple[str, bytes]]:
     return [(f"e{n}", b'{"n": %d}' % n) for n in numbers]
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from inferline_stream.connectors.sinks.postgres import Database, Table
+from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
 from tests.contracts.commands import DEADLINE_S
 from tests.contracts.sink_process import numbered, running, send, topic_on
 from tests.support.local_postgres import LocalPostgres
@@ -100,6 +103,49 @@ async def test_values_that_a_table_can_never_take_are_dead_letters(embedded_brok
         assert [letter.value for letter in found] == [b"no json", b'"\\u0000"', b"2"]
         counts = await sink.stopped()
     assert (counts["written"], counts["refused"]) == (2, 3)
+
+
+async def test_a_row_that_a_trigger_of_the_tables_owner_refuses_holds_up_no_other(embedded_broker, postgres, password):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where, partitions=1)
+    table = f"guarded_{uuid.uuid4().hex[:8]}"
+    refuses = "IF new.value = '1' THEN RAISE EXCEPTION 'no ones here'; END IF; RETURN new;"
+    await owned(postgres, table, refuses)
+    await send(where, topic, [("a", b"0"), ("b", b"1"), ("c", b"2")])
+    async with running(
+        "sinks.postgres", where, topic, "--database", postgres.url, "--table", table, "--password-file", str(password),
+        "--dead-letters", f"{topic}.dlq",
+    ) as sink:  # fmt: skip
+        assert await until_rows(postgres, table, 2) == {"a": 0, "c": 2}
+        async with TopicFollower(where, f"{topic}.dlq") as letters:
+            (letter,) = await letters.read(10.0)
+        await sink.stopped()
+    assert (letter.value, letter.header(f"{ERRORS_PREFIX}message")) == (b"1", b"no ones here")
+
+
+async def test_more_rows_than_a_slow_database_takes_in_one_answer_are_stored_all_the_same(postgres, monkeypatch):
+    table, limit_s = f"slow_{uuid.uuid4().hex[:8]}", 3.0
+    await owned(postgres, table, "PERFORM pg_sleep(0.002); RETURN new;")
+    monkeypatch.setattr("inferline_stream.connectors.sinks.postgres._ANSWER_S", limit_s)
+    records = [Record(None, b"%d" % n, [(EVENT_ID, b"e%d" % n)], 0, offset=n) for n in range(2000)]  # for 4 s
+    at = Database("127.0.0.1", postgres.port, postgres.user, postgres.database)
+    async with Table(at, table, password=postgres.password) as sink:
+        assert await sink.store(records, "topic") == []
+        assert sink.counts.written == 2000
+    assert len(await rows(postgres, table)) == 2000
+
+
+async def owned(postgres: LocalPostgres, table: str, does: str) -> None:
+    """Make a table whose owner has each row that is written pass a trigger."""
+    connection = await asyncpg.connect(postgres.url, password=postgres.password)
+    try:
+        await connection.execute(
+            f"CREATE TABLE {table} (event_id text PRIMARY KEY, recorded_at timestamptz, value jsonb);"
+            f"CREATE FUNCTION {table}_row() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {does} END$$;"
+            f"CREATE TRIGGER each BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_row();"
+        )
+    finally:
+        await connection.close()
 
 
 async def test_a_password_that_is_wrong_is_said_at_once(embedded_broker, postgres, tmp_path):

@@ -23,7 +23,7 @@ from inferline_stream.embedded_broker.groups import Group
 from inferline_stream.embedded_broker.server import EmbeddedBroker
 from inferline_stream.kafka.records import LIMIT_BYTES, Record
 from inferline_stream.kafka.topic_follower import TopicFollower
-from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
+from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, HEADER_PREFIX
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.contracts.commands import DEADLINE_S, until_lines
 from tests.contracts.sink_process import Command, moving, numbered, running, send, topic_on, until_stored
@@ -258,17 +258,20 @@ async def test_a_refused_record_of_any_size_is_kept_as_far_as_the_dead_letters_t
         for given in (b"small", value):
             await producer.send_and_wait(topic, given, key=key, headers=[(EVENT_ID, b"e"), own])
         await producer.send_and_wait(topic, b"", key=key, headers=[(EVENT_ID, b"f"), ("own", value + own[1][:950])])
-    async with moving(TopicSink(where, topic=topic, store=Refusing(), what="it", group="g", dead_letters=letters)):
+        like_ours = [(f"{HEADER_PREFIX}{number:03}", b"x" * 8047) for number in range(130)]
+        await producer.send_and_wait(topic, b"", key=b"k", headers=[(EVENT_ID, b"g"), *like_ours])
+    sink = TopicSink(where, topic=topic, store=Refusing(), what="it", group="g", dead_letters=letters)
+    async with moving(sink), asyncio.timeout(DEADLINE_S):
         await until_stored(where, topic, "g")
     async with asyncio.timeout(DEADLINE_S), TopicFollower(where, letters) as follower:
         found = []
-        while len(found) < 3:
+        while len(found) < 4:
             found += await follower.read(0.5)
-    assert [(letter.key, letter.value) for letter in found] == [(key, b"small"), (key, None), (key, None)]
-    assert [letter.header(EVENT_ID) for letter in found] == [b"e", b"e", b"f"]
-    assert [letter.header("own") is not None for letter in found] == [True, True, False]
+    assert [(letter.key, letter.value) for letter in found] == [(key, b"small"), (key, None), (key, None), (b"k", None)]
+    assert [letter.header(EVENT_ID) for letter in found] == [b"e", b"e", b"f", b"g"]
+    assert [letter.header("own") is not None for letter in found] == [True, True, False, False]
     cut = [letter.header(f"{ERRORS_PREFIX}cut_bytes") for letter in found]
-    assert cut == [None, b"1047100", b"0"]
+    assert cut == [None, b"1047100", b"0", b"0"]
     assert all(letter.header(f"{ERRORS_PREFIX}message") == b"no" for letter in found)
 
 

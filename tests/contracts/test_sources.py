@@ -24,7 +24,7 @@ from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.commands import DEADLINE_S, command, isolated_part_of
-from tests.contracts.sink_process import topic_on
+from tests.contracts.sink_process import send, send_nothing, topic_on
 from tests.support.sandbox import SEALABLE
 
 TOKEN = "a-token-of-this-test-alone"
@@ -358,6 +358,20 @@ async def test_a_record_that_kafka_refuses_does_not_stop_those_after_it(kafka):
     assert len(values) == 7 - sum(outcome is not None for outcome in outcomes)
 
 
+async def test_a_record_that_kafka_refuses_takes_none_with_it_that_were_sent_in_its_batch(kafka, tmp_path):
+    where = kafka.bootstrap_servers
+    topic = await topic_on(where, 1, **{"cleanup.policy": "compact"})
+    lines = [json.dumps({"k": str(n)} if n % 20 else {}) for n in range(1, 101)]
+    file = tmp_path / "posts.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    options = ("--path", str(file), "--key-field", "k", "--skip-refused")
+    async with running("files", where, topic, *options) as process:
+        output, error = await process.communicate()
+    assert (process.returncode, json.loads(output)) == (0, {"sent": 95, "refused": 5}), error.decode()
+    found = await records_of(where, topic, 95)
+    assert {record.key for record in found} == {b"%d" % n for n in range(1, 101) if n % 20}
+
+
 async def test_a_source_waits_for_a_kafka_that_is_away_and_loses_nothing(own_apache_kafka, tmp_path):
     where = own_apache_kafka.bootstrap_servers
     raw, topic = await topic_on(where), await topic_on(where)
@@ -382,13 +396,24 @@ async def test_a_source_waits_for_a_kafka_that_is_away_and_loses_nothing(own_apa
     assert all(known.startswith("posts.jsonl:") for known in ids(found))
 
 
+async def test_a_record_that_holds_nothing_is_copied_and_stops_none_of_those_after_it(kafka):
+    where = kafka.bootstrap_servers
+    raw, topic = await topic_on(where, 1), await topic_on(where, 2)
+    await send_nothing(where, raw)
+    await send(where, raw, [("after", b"1")])
+    async with running("topic", where, topic, "--from-topic", raw) as process:
+        found = await records_of(where, topic, 2)
+        assert await stopped(process) == {"sent": 2, "refused": 0}
+    assert {(record.key, record.value) for record in found} == {(None, None), (None, b"1")}
+
+
 async def test_a_topic_is_copied_with_keys_headers_and_ids_and_goes_on_where_it_stopped(kafka):
     where = kafka.bootstrap_servers
     raw, topic = await topic_on(where, 1), await topic_on(where)
     producer = AIOKafkaProducer(bootstrap_servers=where)
     await producer.start()
     try:
-        headers = [("mine", b"h"), (EVENT_ID, b"known"), ("__inferline.entry_time_us", b"1")]
+        headers = [("mine", b"h"), ("null", None), (EVENT_ID, b"known"), ("__inferline.entry_time_us", b"1")]
         await producer.send_and_wait(raw, b"1", key=b"k", headers=headers, timestamp_ms=1_700_000_000_000)
         async with running("topic", where, topic, "--from-topic", raw, "--keep-timestamps") as process:
             (first,) = await records_of(where, topic, 1)
@@ -400,7 +425,7 @@ async def test_a_topic_is_copied_with_keys_headers_and_ids_and_goes_on_where_it_
     finally:
         await producer.stop()
     assert (first.key, first.value, first.timestamp_ms) == (b"k", b"1", 1_700_000_000_000)
-    assert dict(first.headers) == {EVENT_ID: b"known", "mine": b"h"}
+    assert dict(first.headers) == {EVENT_ID: b"known", "mine": b"h", "null": None}
     known, named = ids(both)
     assert known == "known"
     assert re.fullmatch(rf"{raw}@[\w-]{{8}}/0/1", named)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
-from tests.contracts.sink_process import numbered, running, send, topic_on
+from tests.contracts.sink_process import numbered, running, send, send_nothing, topic_on
 from tests.contracts.webhook_receiver import Receiver
 from tests.support.deadlines import until
 from tests.support.sandbox import SEALABLE, needs_sandbox
@@ -155,3 +155,22 @@ async def test_what_a_webhook_refuses_for_good_is_a_dead_letter_and_without_one_
     assert (letter.value, letter.header(EVENT_ID)) == (b'{"n": 0}', b"e0")
     assert b"422" in letter.header("__inferline.errors.message")
     assert int(letter.header("__inferline.errors.timestamp_ms")) <= letter.timestamp_ms
+
+
+async def test_a_refused_record_that_holds_nothing_is_a_dead_letter_and_holds_up_no_other(embedded_broker, receiver):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where, partitions=1)
+    await send_nothing(where, topic)
+    await send(where, topic, numbered(range(1)))
+    receiver.answers = [web.Response(status=422)]
+    letters_to = ("--dead-letters", f"{topic}.dlq")
+    async with (
+        receiver.up(),
+        running("sinks.webhook", where, topic, "--url", receiver.url, *letters_to) as sink,
+        TopicFollower(where, f"{topic}.dlq") as letters,
+    ):
+        (letter,) = await letters.read(30.0)
+        await until(lambda: receiver.keys == ["e0"], "the other is posted")
+        assert (await sink.stopped())["refused"] == 1
+    assert (letter.key, letter.value) == (None, None)
+    assert letter.header(EVENT_ID)

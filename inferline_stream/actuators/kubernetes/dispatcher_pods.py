@@ -180,7 +180,7 @@ class DispatcherPods:
             for pod in [pod for pod in self._on if self._listed and self._is_unwanted(pod)]:
                 await self._write(pod, None)
                 self._on.pop(pod, None)
-            for stage, specs in self._wanted.items():
+            for stage, specs in list(self._wanted.items()):  # others may be asked for while one is written
                 free = self._free(stage)
                 for spec in specs.values():
                     if free and spec.dispatcher not in self._posted:

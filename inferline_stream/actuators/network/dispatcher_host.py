@@ -230,10 +230,13 @@ async def _post(value: bytes | None, host: DispatcherHost, starts: int) -> None:
 
 
 def _starts(life: Path) -> int:
-    """Count this start of the host; its dispatchers' incarnations go on from those of the process before."""
-    file = life / "starts"
-    starts = int(file.read_text()) if file.exists() else 0
-    file.write_text(str(starts + 1))
+    """Count this start of the host; its dispatchers' incarnations go on from those of the process before.
+
+    A start adds a byte: one that is killed meanwhile, or finds the disk full, leaves nothing that cannot be read.
+    """
+    with (life / "starts").open("ab") as file:
+        starts = file.tell()
+        file.write(b".")
     return starts
 
 

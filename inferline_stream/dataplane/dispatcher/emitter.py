@@ -20,6 +20,7 @@ from inferline_stream.dataplane.headers import (
     MOVED,
     MOVED_TO_CLASS,
     REASON,
+    RESTORED_MS,
     cut_letter,
     join_headers,
     letter_headers,
@@ -140,7 +141,8 @@ class Emitter:
             if record.key is None and topic in self._need_key:
                 self._fail(event, _no_key(topic))
                 return
-            partition, entry_ms = self._partition(topic, record.key), event.entry_us // 1000
+            partition, age_ms = self._partition(topic, record.key), event.taken_ms - event.entered_us // 1000
+            entry_ms = event.entry_us // 1000 if age_ms <= RESTORED_MS else None
             self._put(topic, partition, record.key, record.value, event.headers, timestamp_ms=entry_ms)
             self._counts[0].moved += 1
         self._pass_by(event, reason=MOVED_TO_CLASS)

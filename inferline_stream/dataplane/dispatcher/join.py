@@ -167,6 +167,7 @@ class Join:
             del self._finished[event_id]
             self.finished_bytes -= FINISHED_BYTES + len(event_id)
         event = self._waiting.get(event_id)
+        was_ready = event is not None and self._is_ready(event)
         if event is not None:
             if replay > event.replay and not dead and bits & event.died:
                 event.answered &= ~(bits & event.died)
@@ -194,7 +195,7 @@ class Join:
         self.size_bytes += size_bytes
         self.parts += 1
         self._whole[event_id] = event
-        if self._is_complete(event) and (event.key is None or self._turns[event.key][0] is event):
+        if not was_ready and self._is_ready(event):
             heapq.heappush(self._ready, (event.first, event))
         return Arrival.WAITING
 
@@ -305,6 +306,9 @@ class Join:
 
     def _is_complete(self, event: Gathered) -> bool:
         return event.answered & event.wanted == event.wanted
+
+    def _is_ready(self, event: Gathered) -> bool:
+        return self._is_complete(event) and (event.key is None or self._turns[event.key][0] is event)
 
     def _exceeds(self, limit_bytes: float) -> bool:
         return self.size_bytes + self.finished_bytes > limit_bytes

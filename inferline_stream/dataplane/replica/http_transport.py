@@ -99,15 +99,15 @@ class HttpTransport:
                 raise TooLong
         return bytes(found)
 
-    async def posted(self, path: str, token: str) -> bool:
-        """POST a path of the server that has no body; returns whether it has done so."""
+    async def posted(self, path: str, token: str) -> bool | None:
+        """POST a path of the server that has no body; returns whether it does so, None where it has not said."""
         parts = urlsplit(self._url)
         url = f"{parts.scheme}://{parts.netloc}{path}"
         try:
             async with self._session.post(url, headers=_shown(token), allow_redirects=False) as response:
                 return response.status < HTTPStatus.MULTIPLE_CHOICES
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
+            return None
 
     async def is_ready(self, token: str) -> bool:
         """Whether the server serves the model."""

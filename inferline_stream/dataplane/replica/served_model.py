@@ -123,7 +123,8 @@ class ServedModel:
         async with self._turn:
             if self.process is not None and self._server.sleep and not self.process.asleep:
                 self.process.asleep = await self._posted(self._server.sleep)
-                logger.info("server %s %s", self._url, "sleeps" if self.process.asleep else "does not sleep")
+                says = {True: "sleeps", False: "does not sleep", None: "has not said whether it sleeps"}
+                logger.info("server %s %s", self._url, says[self.process.asleep])
 
     async def _wake(self) -> None:
         """Have it serve again.
@@ -133,12 +134,16 @@ class ServedModel:
         """
         async with self._turn:
             assert self.process is not None, "it is a server's of ours that sleeps"
-            if self.process.asleep:
-                if not await self._posted(self._server.wake):
-                    raise self._unavailable(f"sleeps, and does not wake by {self._server.wake}", busy=True)
-                self.process.asleep = False
+            if self.process.asleep is False:
+                return
+            woken = await self._posted(self._server.wake)
+            if woken is None:
+                self.process.asleep = None  # it may wake by this all the same
+            if woken is None or (self.process.asleep and not woken):
+                raise self._unavailable(f"sleeps, and does not wake by {self._server.wake}", busy=True)
+            self.process.asleep = False
 
-    async def _posted(self, path: str) -> bool:
+    async def _posted(self, path: str) -> bool | None:
         assert isinstance(self._transport, HttpTransport), "validation refuses sleep= of others"
         return await self._transport.posted(path, self._token)
 

@@ -43,8 +43,8 @@ class ServerProcess:
         if shutil.which(os.path.join(folder, program) if os.path.dirname(program) else program) is None:
             raise StageFailed(f"server {program!r} cannot be started: there is no such program, or it may not be run")
         parent = [sys.executable, "-I", "-S", os.path.abspath(server_parent.__file__), str(os.getpid()), folder]
-        self.asleep = False
-        """Whether it was put to sleep, by whichever of its models."""
+        self.asleep: bool | None = False
+        """Whether it was put to sleep, by whichever of its models; None where it was asked to and has not said."""
         self.wake: Callable[[], Awaitable[None]] | None = None
         """Wakes it; None where it never sleeps."""
         self._process = subprocess.Popen([*parent, *self._command], stdin=subprocess.DEVNULL, stdout=2)

@@ -103,6 +103,20 @@ async def test_a_file_that_cannot_be_read_is_named_and_holds_up_no_other(tmp_pat
     assert taken.new()[-1] == ("c.jsonl:0", 3)
 
 
+async def test_a_file_whose_name_is_no_text_is_named_and_holds_up_no_other(tmp_path):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    (folder / os.fsdecode(b"a-caf\xe9.jsonl")).write_text("1\n")
+    (folder / "b.jsonl").write_text("2\n")
+    with pytest.raises(InvalidFile, match=r"a-caf\\udce9\.jsonl.*rename it"):
+        await look(folder, taken)
+    assert taken.new() == [("b.jsonl:0", 2)]
+    (folder / "b.jsonl").rename(folder / os.fsdecode(b"b-caf\xe9.jsonl"))  # where it is not read on
+    with pytest.raises(InvalidFile, match="rename it"):
+        await look(folder, taken)
+    assert taken.new() == []
+
+
 def test_a_gzipped_file_is_read_as_what_it_holds(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(b"1\n2\n"))

@@ -36,6 +36,9 @@ class Client:
             asyncio.get_running_loop().call_soon(self._answer, record.value, sent)
         return sent
 
+    async def add_alone(self, record: Record) -> asyncio.Future[None]:
+        return await self.add(record)
+
     async def stop(self, within_s: float) -> None:
         self.has_ended = True
 

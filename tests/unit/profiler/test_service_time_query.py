@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,14 +29,22 @@ def scalar(value: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def asking(answers: list[dict[str, Any] | str]) -> AsyncIterator[ServiceTimeQueries]:
+async def asking(answers: list[dict[str, Any] | str], *, in_pieces: bool = False) -> AsyncIterator[ServiceTimeQueries]:
     """Queries of a server that gives these answers in turn, the last one again and again."""
     asked = []
 
-    async def query(request: web.Request) -> web.Response:
+    async def query(request: web.Request) -> web.StreamResponse:
         asked.append(request.query["query"])
         answer = answers[min(len(asked), len(answers)) - 1]
-        return web.Response(text=answer) if isinstance(answer, str) else web.json_response(answer)
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        if not in_pieces:
+            return web.Response(text=text)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in (text[:20], text[20:]):
+            await response.write(piece.encode())
+            await asyncio.sleep(0.02)
+        return response
 
     app = web.Application()
     app.router.add_get("/prometheus/api/v1/query", query)
@@ -92,6 +101,13 @@ async def test_an_answer_that_is_no_time_is_reported_and_not_used(answer: dict[s
     async with asking([answer, answer, answer]) as queries:
         assert why in queries.trouble["enrich"]
         assert queries.throughput("enrich") is None
+
+
+async def test_an_answer_that_comes_in_pieces_is_read_as_a_whole() -> None:
+    async with asking([vector("0.1")] * 3, in_pieces=True) as queries:
+        found = queries.throughput("enrich")
+        assert found is not None, queries.trouble
+        assert found.value == pytest.approx(10.0)
 
 
 async def test_a_prometheus_that_is_away_is_asked_again() -> None:

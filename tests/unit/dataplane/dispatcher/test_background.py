@@ -101,6 +101,21 @@ def test_an_event_with_the_header_of_a_class_enters_again_by_its_topic(
     assert (slot.report.counts.events, slot.report.counts.moved) == (2, 2)
 
 
+def test_an_event_that_is_old_enters_again_by_a_time_at_which_retention_lets_it_be_read() -> None:
+    source = [Topic("in", codec="raw"), Topic("batch", codec="raw", background=True, header=("priority", "batch"))]
+    slot = PlayedSlot(source=source)
+    slot.begin()
+    hours_ms = 3_600_000
+    times_ms = [WALL_MS - 200 * hours_ms, WALL_MS - 11 * hours_ms]
+    records = [
+        Record(None, b"x", [("priority", b"batch")], time_ms, "in", 0, at) for at, time_ms in enumerate(times_ms)
+    ]
+    slot.read({0: records}, {})
+    slot.advance(1.0)
+    moved = [each for of in slot.outgoing for (topic, _), sent in of.items() if topic == "batch" for each in sent]
+    assert [each.timestamp_ms for each in moved] == [None, times_ms[1]], "None is the time at which it is written"
+
+
 @pytest.mark.parametrize("rules", [RecordRules({"batch": 400}), RecordRules({}, frozenset({"batch"}))])
 def test_an_event_that_the_topic_of_its_class_does_not_take_is_a_dead_letter(rules: RecordRules) -> None:
     source = [Topic("in", codec="raw"), Topic("batch", codec="raw", background=True, header=("priority", "batch"))]

@@ -279,3 +279,16 @@ def test_events_without_a_key_wait_for_nobody():
     add(join, b"x", 0, parent="a")
     add(join, b"y", 1, parent="a")
     assert isinstance(add(join, b"y", 2, parent="b"), Gathered)
+
+
+def test_an_event_that_is_held_up_and_whose_dead_part_comes_again_goes_on_once():
+    join = Join(("a", "b"))
+    join.add(b"x", record=Part(0), now_s=0.0, skipped=("a",), dead=2)
+    join.add(b"x", record=Part(1), now_s=0.0, parent="b")
+    assert join.take(0.0, lambda _: False) is None, "it is complete, and a commit has no room for it"
+    assert join.add(b"x", record=Part(2), now_s=0.0, parent="a", replay=1) is Arrival.WAITING
+    went = join.take(0.0, lambda _: True)
+    assert went is not None
+    assert (went.offsets, went.dead) == ([0, 1, 2], 0)
+    assert join.take(0.0, lambda _: True) is None
+    assert not join.holds

@@ -203,7 +203,7 @@ def test_a_served_stage_and_its_fallback_ask_two_models_of_one_server(tmp_path: 
 
 
 SLEEPER = """
-import http.server, os, sys
+import http.server, os, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
     asleep = False
     def do_POST(self):
@@ -212,6 +212,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             file.write(f"{self.path} {Handler.asleep}\\n")
         if self.path in ("/sleep?level=1", "/wake_up"):
             Handler.asleep = self.path != "/wake_up"
+        if self.path == "/sleep?level=1" and os.path.exists("slow"):
+            time.sleep(2.0)
         self.send_response(503 if Handler.asleep and self.path == "/double" else 200)
         self.end_headers()
         self.wfile.write(str(2 * int(body or 0)).encode())
@@ -235,6 +237,7 @@ server = RayServe(
     command="{sys.executable} sleeper.py {{port}}",
     sleep="/sleep?level=1",
     wake="/wake_up",
+    timeout="500ms",
 )
 stage = Stage("work", server=server, hardware=["cpu-1"])
 pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
@@ -254,6 +257,18 @@ def test_the_server_that_a_replica_starts_sleeps_when_asked_and_wakes_with_the_n
             assert results.outcomes == [Done(b"10", 0)]
     slept = ["/sleep?level=1 False", "/wake_up True", "/double False"]
     assert (tmp_path / "asked").read_text().splitlines() == ["/double False", *slept, *slept]
+
+
+def test_a_server_that_takes_longer_to_fall_asleep_than_any_answer_may_is_woken_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    (tmp_path / "slow").touch()
+    with replica(tmp_path, SLEEPS) as running:
+        dispatcher = running.attach()
+        dispatcher.receive()
+        dispatcher.send(Sleep())
+        assert dispatcher.results(Batch(7, 1, [b"5"])).outcomes == [Done(b"10", 0)]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["/sleep?level=1 False", "/wake_up True", "/double False"]
 
 
 def test_a_new_dispatcher_finds_the_same_process(tmp_path: Path) -> None:
