@@ -157,6 +157,7 @@ async def recover_arrivals(
     came = await arrivals_between(context, known, ends, last_s, now_s, partitions=partitions)
     gap = np.array([time_s for time_s, _ in came])
     growth.skip(now_s + shift_s, ends)
+    growth.total = 0
     logger.info(
         "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
         sum(map(len, times)) + gap.size, TRAFFIC_S, gap.size, now_s - last_s, now_s - began_s,
