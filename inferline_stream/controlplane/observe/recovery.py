@@ -25,6 +25,7 @@ from inferline_stream.controlplane.records.control_records import (
     decode_ticks,
     merged,
 )
+from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
@@ -127,6 +128,34 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
     ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
     history = tuple(sorted(plans.values(), key=lambda p: p.number))
     return Recovered(plan, history, ordered, wanted, overrides, control_offset, slo, calendar)
+
+
+async def look_up(bootstrap_servers: str, names: Names) -> Recovered:
+    """Read what the terms of a pipeline have written, if it has ever run on this Kafka.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        names: of the pipeline.
+
+    Raises:
+        Unreachable: Kafka does not answer, or no such pipeline has run there.
+    """
+    async with Offsets(bootstrap_servers) as offsets:
+        await refuse_unknown(bootstrap_servers, names, offsets)
+    return await recover(bootstrap_servers, names)
+
+
+async def refuse_unknown(bootstrap_servers: str, names: Names, offsets: Offsets) -> None:
+    """Refuse a pipeline that has never run there.
+
+    Raises:
+        Unreachable: for such a pipeline.
+    """
+    if not await offsets.existing([names.decisions]):
+        raise Unreachable(
+            f"no pipeline {names.pipeline!r} has run on Kafka at {bootstrap_servers}"
+            + (f" under the prefix {names.prefix!r}" if names.prefix else "; was it run with a --prefix?")
+        )
 
 
 async def recover_arrivals(
