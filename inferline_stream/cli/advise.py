@@ -48,10 +48,11 @@ def advise(
 
     from inferline_stream.runs.group_advice import advice_document
 
-    if (topology is None) == (not group):
+    names = [name for name in group or () if name]
+    if (topology is None) == (not names):
         raise UsageError("give a topology that declares the groups, or --group NAME for each to declare, not both")
     if topology is None:
-        print(uvloop.run(_declared(bootstrap_servers, group or [])), end="")
+        print(uvloop.run(_declared(bootstrap_servers, names)), end="")
         return
     from inferline_stream.dataplane.sample_files import read_arrivals
 
@@ -63,14 +64,14 @@ def advise(
     with Bar("watching") as bar:
         seen = uvloop.run(_watched(pipeline, bootstrap_servers, watched_s, bar))
     advice = _judged(pipeline, seen, judged_on)
-    if html is not None:
-        from inferline_stream.runs.advice_page import advice_page
-
-        write_text(advice_page(advice), html, "the page", "--html")
     if output == "json":
         print_json(advice_document(advice))
     else:
         _print(advice)
+    if html is not None:  # last: where it cannot be written, nobody has watched in vain
+        from inferline_stream.runs.advice_page import advice_page
+
+        write_text(advice_page(advice), html, "the page", "--html")
 
 
 async def _watched(pipeline: Pipeline, bootstrap_servers: str, watched_s: float, bar: Bar) -> Seen:

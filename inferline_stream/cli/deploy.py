@@ -102,7 +102,7 @@ def deploy(
 
 
 def _newer_code(topology: Path, running: Running, output: Output) -> None:
-    from inferline_stream.controlplane.observe.recovery import recover
+    from inferline_stream.controlplane.observe.recovery import look_up
     from inferline_stream.controlplane.records.record_writers import write_overrides
 
     pipeline, servers = pipeline_of(topology), running.bootstrap_servers
@@ -113,7 +113,7 @@ def _newer_code(topology: Path, running: Running, output: Output) -> None:
         print(f"Where no GPU is spare, a replica of {', '.join(on_gpus)} stops before the new one starts.")
 
     async def order() -> Override:
-        found = await recover(servers, names)
+        found = await look_up(servers, names)
         await _check(running, names, pipeline, found, UsageError)
         in_place = found.overrides.by_key.get("code")
         override = Override("code", value=time.time(), who=who(), code=None if in_place is None else in_place.code)
@@ -130,7 +130,7 @@ def _newer_code(topology: Path, running: Running, output: Output) -> None:
 
 
 def _canary(topology: Path, running: Running, trial: CanaryOptions, image: str, output: Output) -> None:
-    from inferline_stream.controlplane.observe.recovery import recover
+    from inferline_stream.controlplane.observe.recovery import look_up
     from inferline_stream.controlplane.records.record_writers import write_overrides
     from inferline_stream.profiler.profile_store import stage_digest
 
@@ -142,7 +142,7 @@ def _canary(topology: Path, running: Running, trial: CanaryOptions, image: str, 
     override = Override("canary", value=share, until_s=now_s + within_s, who=who(), code=code)
 
     async def order() -> None:
-        found = await recover(servers, names)
+        found = await look_up(servers, names)
         await _check(running, names, pipeline, found, InvalidTopology)
         runs = "" if found.plan is None else found.plan.topology
         if not image and file in (runs, getattr(found.overrides.code(runs), "topology", None)):

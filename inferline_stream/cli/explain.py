@@ -31,7 +31,7 @@ def explain(
     output: Output = "table",
 ) -> None:
     """Tell which plan is in force, what people have set, and what was decided: who, when, why, on which numbers."""
-    from inferline_stream.controlplane.observe.recovery import recover
+    from inferline_stream.controlplane.observe.recovery import look_up
     from inferline_stream.controlplane.records.explanation import PlanHistory, document, sentences
     from inferline_stream.runs.archive import finished_runs, read_record
     from inferline_stream.tuner.hour_ahead import HOUR_S
@@ -42,7 +42,7 @@ def explain(
         record = read_record(finished_runs(topology_file(topology).parent, name)[0])
         story, calendar = PlanHistory(name, record.plans, record.decisions, Overrides(), record.slo), record.calendar
     else:
-        found = asyncio.run(recover(bootstrap_servers, Names(name, prefix)))
+        found = asyncio.run(look_up(bootstrap_servers, Names(name, prefix)))
         story, calendar = PlanHistory(name, found.plans, found.decisions, found.overrides, found.slo), found.calendar
     if ahead is not None:
         now_s, span_s = time.time(), duration_of("--next", ahead)

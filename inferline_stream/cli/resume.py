@@ -37,7 +37,7 @@ def resume(
 
 def _set_now(pipeline: Pipeline, running: Running) -> list[str]:
     """Keys of everything in force but the newest code, which nobody can take back."""
-    from inferline_stream.controlplane.observe.recovery import recover
+    from inferline_stream.controlplane.observe.recovery import look_up
 
-    found = asyncio.run(recover(running.bootstrap_servers, Names(pipeline.name, running.prefix)))
+    found = asyncio.run(look_up(running.bootstrap_servers, Names(pipeline.name, running.prefix)))
     return [key for key in found.overrides.by_key if key != "code"]

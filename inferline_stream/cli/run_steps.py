@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 import time
 from contextlib import AsyncExitStack, closing
 from dataclasses import replace
@@ -48,7 +49,6 @@ from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace, merged
-from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.broker_process import embedded_broker_process
 from inferline_stream.runs.http_endpoints import served
@@ -179,14 +179,14 @@ async def _run(
     wanted: RunOptions, what: Declared, people: Console, screen: Screen, stopping: Stopping
 ) -> RunReport | None:
     feed, arrivals = replay_of(wanted, what)
-    stopping.watch()
     async with AsyncExitStack() as stack:
         newest_state, what_if = NewestState(), stack.enter_context(closing(WhatIfProcess()))
         servers, endpoints = await _kafka(
             stack, wanted, what, screen, newest_state=newest_state, what_if=what_if.answers()
         )
         await reach(wanted.platform)
-        inputs, measured, plan = await _planned(wanted, what, servers, screen, stopping)
+        inputs, measured, plan = await _planned(wanted, what, servers, screen)
+        stopping.watch()  # until now nothing ran that has to be drained: Ctrl-C ended the command
         what = inputs.what
         what_if.order = WhatIfOrder(
             topology=wanted.topology,
@@ -259,14 +259,15 @@ async def _kafka(
 
 
 async def _planned(
-    wanted: RunOptions, what: Declared, servers: str, screen: Screen, stopping: Stopping
+    wanted: RunOptions, what: Declared, servers: str, screen: Screen
 ) -> tuple[PlanInputs, PipelineProfile, Plan]:
     """Profile what has no profile yet, plan, and rehearse the plan where it runs on this machine."""
     screen.step("looking at profiles")
     if wanted.profiles is not None:
         take_profiles(what, wanted.profiles, wanted.platform.on)
     measured = await profiled(what, profiling_options(wanted.platform, wanted.bootstrap_servers), servers)
-    inputs = PlanInputs(what=what, platform=wanted.platform, search=wanted.search, stop=stopping.stop.is_set)
+    cancelled = threading.Event()  # no cancellation reaches the thread that plans
+    inputs = PlanInputs(what=what, platform=wanted.platform, search=wanted.search, stop=cancelled.is_set)
     inputs = inputs.limited(wanted.stock or (), absent=True)
     screen.step("planning")
     try:
@@ -281,8 +282,9 @@ async def _planned(
                 speed_up=wanted.speed_up,
                 begins=lambda: screen.step("rehearsing"),
             )
-    except Stopped:  # nothing runs yet
-        raise asyncio.CancelledError from None
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
     return inputs, measured, plan
 
 

@@ -32,5 +32,5 @@ class Stopping:
             loop.add_signal_handler(number, heard, number)
 
     def forced(self) -> KeyboardInterrupt:
-        """What the command ends with after the second, or the first while it plans."""
+        """What the command ends with after the second."""
         return Terminated() if self._last is signal.SIGTERM else KeyboardInterrupt()

@@ -16,7 +16,7 @@ from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
-from inferline_stream.controlplane.observe.recovery import recover, recover_arrivals
+from inferline_stream.controlplane.observe.recovery import recover, recover_arrivals, refuse_unknown
 from inferline_stream.controlplane.pipeline_context import PipelineContext, input_partitions
 from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
@@ -169,11 +169,7 @@ async def watch_pipeline(
     context = PipelineContext(pipeline, KafkaCluster(bootstrap_servers), settings, RecordOptions(prefix=prefix))
     shape, names = context.shape, context.names
     async with Offsets(bootstrap_servers, settings.connect_timeout_s) as offsets:
-        if not await offsets.existing([names.decisions]):
-            raise Unreachable(
-                f"no pipeline {pipeline.name!r} has run on Kafka at {bootstrap_servers}"
-                + (f" under the prefix {prefix!r}" if prefix else "; was it run with a --prefix?")
-            )
+        await refuse_unknown(bootstrap_servers, names, offsets)
         found = await recover(bootstrap_servers, names, context.decoder)
         newest = found.plan or next(reversed(found.plans), None)  # after an orderly end, the last that was in force
         plan = None if newest is None else newest.plan

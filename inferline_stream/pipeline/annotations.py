@@ -208,6 +208,8 @@ def _called(run: Callable[..., Any]) -> Callable[..., Any]:
             raise TypeError(f"class {run.__qualname__} cannot be constructed without arguments; give them defaults")
     elif inspect.isroutine(run):
         function = run
+    elif isinstance(run, ModelServer):
+        raise TypeError(f"the model server at {run.url} is given as code; write server= before it")
     else:
         raise TypeError(f"{run!r} is neither a function nor a class; give the class itself, not an instance")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -234,7 +234,7 @@ def run_report(
         lateness_p99_s=lateness_p99_s,
         unknown=sum(each.unknown for each in ledger.every),
         backlog=sum(each.backlog + each.earlier_backlog for each in live),
-        backlog_done_s=round(max(done_s) - started_s, 3) if done_s else None,
+        backlog_done_s=round(max(0.0, max(done_s) - started_s), 3) if done_s else None,
         classes={of.topic: _class_report(each, of, state.slo_s) for of, each in zip(state.classes, live, strict=False)},
         backgrounds=backgrounds,
         degraded={stage.name: stage.total.degraded for stage in state.stages if stage.total.degraded},

@@ -146,6 +146,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lambda text: text.replace("def parse(", f'{WAIT}def parse(')
         .replace("    return [Parsed(", "    WAIT()\n    return [Parsed("),
     )  # fmt: skip
+    edited(
+        folder, "loading",
+        lambda text: text.replace("def __init__(self) -> None:\n", "def __init__(self) -> None:\n        __import__('time').sleep(50.0)\n"),
+    )  # fmt: skip
     called(folder, "profile", "slow")
     quieten(folder / "slow")
     (folder / "slow" / "slower").touch()
@@ -177,15 +181,14 @@ def test_bad_input_is_answered_with_what_is_wrong_and_its_exit_code(bad: Bad, ou
     assert bad.code == 6 or not bad.arguments or done.stdout == ""
 
 
+@pytest.mark.parametrize("verb", ["profile reviews --again --time 30s", "run loading --no-ui --metrics-port 0"])
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_verb_that_is_stopped_leaves_nothing_behind_and_says_so(
-    folder: Path, number: int, code: int, word: str
+    folder: Path, verb: str, number: int, code: int, word: str
 ) -> None:
-    process = subprocess.Popen(
-        [COMMAND, "profile", "reviews", "--again", "--time", "30s"], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([COMMAND, *verb.split()], cwd=folder, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: len(children(process.pid)) > 0)
         workers = children(process.pid)

@@ -6,6 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
@@ -81,9 +83,10 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
     assert "no controller" in out or "silent for" in out
 
 
-async def test_a_pipeline_that_has_never_run_there_is_named(embedded_broker: KafkaServer) -> None:
+@pytest.mark.parametrize("verb", ["status", "explain", "deploy", "resume --all"])
+async def test_a_pipeline_that_has_never_run_there_is_named(embedded_broker: KafkaServer, verb: str) -> None:
     where = ["--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "never."]
-    code, out, err = await call("status", str(SWING), *where)
+    code, out, err = await call(*verb.split(), str(SWING), *where)
     assert (code, out) == (5, "")
     assert "no pipeline 'swing' has run on Kafka" in err
     assert "'never.'" in err

@@ -27,7 +27,7 @@ class LogGrowth:
         self._ends: tuple[int, ...] | None = None
         self._time_s = 0.0
         self.total = 0
-        """Records that came since the first sample."""
+        """Records that came since the first sample, without those that were recovered of earlier terms."""
         self.watched_since_s: float | None = None
         """Time of the first sample after the last gap."""
 

@@ -25,6 +25,7 @@ from inferline_stream.controlplane.records.control_records import (
     decode_ticks,
     merged,
 )
+from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
@@ -129,6 +130,34 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
     return Recovered(plan, history, ordered, wanted, overrides, control_offset, slo, calendar)
 
 
+async def look_up(bootstrap_servers: str, names: Names) -> Recovered:
+    """Read what the terms of a pipeline have written, if it has ever run on this Kafka.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        names: of the pipeline.
+
+    Raises:
+        Unreachable: Kafka does not answer, or no such pipeline has run there.
+    """
+    async with Offsets(bootstrap_servers) as offsets:
+        await refuse_unknown(bootstrap_servers, names, offsets)
+    return await recover(bootstrap_servers, names)
+
+
+async def refuse_unknown(bootstrap_servers: str, names: Names, offsets: Offsets) -> None:
+    """Refuse a pipeline that has never run there.
+
+    Raises:
+        Unreachable: for such a pipeline.
+    """
+    if not await offsets.existing([names.decisions]):
+        raise Unreachable(
+            f"no pipeline {names.pipeline!r} has run on Kafka at {bootstrap_servers}"
+            + (f" under the prefix {names.prefix!r}" if names.prefix else "; was it run with a --prefix?")
+        )
+
+
 async def recover_arrivals(
     context: PipelineContext, offsets: Offsets, partitions: Mapping[str, int], growth: LogGrowth
 ) -> Times:
@@ -157,6 +186,7 @@ async def recover_arrivals(
     came = await arrivals_between(context, known, ends, last_s, now_s, partitions=partitions)
     gap = np.array([time_s for time_s, _ in came])
     growth.skip(now_s + shift_s, ends)
+    growth.total = 0
     logger.info(
         "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
         sum(map(len, times)) + gap.size, TRAFFIC_S, gap.size, now_s - last_s, now_s - began_s,

@@ -72,7 +72,7 @@ def test_of_groups_that_run_already_reading_what_their_coordinator_writes_is_a_r
     assert apart.isdisjoint(r["needed_by"] for r in document["permissions"] if r["name"] != "__consumer_offsets")
 
 
-@pytest.mark.parametrize("arguments", [[], ["topology.py", "--group", "rank-v1"]])
+@pytest.mark.parametrize("arguments", [[], ["--group", ""], ["topology.py", "--group", "rank-v1"]])
 def test_advise_wants_a_topology_or_groups_to_declare_and_not_both(arguments):
     done = CliRunner().invoke(app, ["advise", *arguments, "--bootstrap-servers", "127.0.0.1:1"])
 

@@ -175,6 +175,17 @@ def test_what_is_counted_of_every_class_is_accounted_for() -> None:
     assert (found.events_in, found.events_out, found.completed, found.unaccounted) == (10, 8, {"skipped": 2}, 0)
 
 
+def test_what_was_worked_off_before_the_run_began_took_it_no_time() -> None:
+    ledger = EventLedger("posts", (0,), (1,), live=(1,))
+    ledger.entered(Record(None, b"", [], 1000, offset=0))
+    ledger.out(Record(None, b"", [(EVENT_ID, b"posts/0/0"), (ENTRY_TIME, b"1000000")], 1250, offset=0))
+    found = run_report(
+        ledger, quiet(), started_s=1.5, duration_s=1.0, replicas_most={}, lag={}, exits=[], emulated=False,
+        advisory=False, lateness_p99_s=None,
+    )  # fmt: skip
+    assert (found.backlog, found.backlog_done_s) == (1, 0.0)
+
+
 def test_a_burst_that_nobody_looked_at_in_between_is_verified_to_the_same_bound() -> None:
     topics = Topics(20_011)
     report, _ = report_of(topics, marks=EndOffsets(1000, 60), every=19_000)

@@ -39,5 +39,6 @@ def test_no_arrival_is_of_the_future_and_none_is_counted_twice(ahead_s: float) -
         assert times.max() <= loop_s
         assert times.max() - times.min() == pytest.approx(9.0, abs=0.5)
         assert growth.newest_s == loop_s
+        assert growth.total == 0, "they came in an earlier term, which has counted them"
 
     run(story())

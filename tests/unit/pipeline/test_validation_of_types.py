@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream import Pipeline, RayServe, Stage, Topic
 from inferline_stream.pipeline.validation import problems
 from tests.unit.pipeline.declaring import (
     Findings,
@@ -118,6 +118,7 @@ def unresolved(posts: "list[Nowhere]") -> list[Post]:  # noqa: F821  that is the
         (with_context, "must take exactly one argument"),
         (unresolved, "cannot be resolved"),
         (Language(), "is neither a function nor a class"),
+        (RayServe("http://a:8000/rank", request=str, response=len), "server at http://a:8000/rank is given as code"),
     ],
 )
 def test_a_stage_is_a_function_or_class_from_batch_to_batch(run: Any, said: str) -> None:
