@@ -13,16 +13,13 @@ import typer
 
 from inferline_stream.cli.options import Output, Running, Topology, check_stages, duration_of, pipeline_of, stage_names
 from inferline_stream.cli.output import print_json
-from inferline_stream.controlplane.records.control_records import MOST_REPLICAS, Override
+from inferline_stream.controlplane.records.control_records import Override
 from inferline_stream.errors import UsageError
-from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.hardware import MOST_REPLICAS, catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.schedule import On, check_amounts, last_s
 from inferline_stream.pipeline.spot import is_spot
 from inferline_stream.pipeline.topology import Pipeline
-
-_MOST_OF_KIND = MOST_REPLICAS
-"""Replicas of a hardware kind in stock, or its dollars per hour: more is a mistake."""
 
 Lasting = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
 
@@ -147,9 +144,9 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
             value = float(number)
         except ValueError:
             value = -1.0
-        if not 0 <= value <= _MOST_OF_KIND or (option == "stock" and value != int(value)):
+        if not 0 <= value <= MOST_REPLICAS or (option == "stock" and value != int(value)):
             what = "a whole number of replicas" if option == "stock" else "dollars per hour"
-            raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 to {_MOST_OF_KIND}")
+            raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 to {MOST_REPLICAS}")
         found.append((kind, value))
     return found
 
