@@ -71,6 +71,9 @@ DEFAULT_PARTITIONS = 8
 DEFAULT_MOST = 1000
 """Results that a stage may give for one event, where it gives many."""
 
+MOST_IN_HAND = 100_000
+"""Events of a batch, or batches that a replica runs at once, at most."""
+
 MOST_RESULTS = 100_000
 """Results of one event that a stage may declare, at most."""
 
