@@ -295,12 +295,15 @@ def _supervisor_folder(wanted: RunOptions, what: Declared) -> Path:
     """Return the private folder where a run that follows this one on the same Kafka finds its supervisor.
 
     Raises:
-        UsageError: the folder is another user's, so that its sockets cannot be trusted.
+        UsageError: it cannot be written, or is another user's, so that its sockets cannot be trusted.
     """
     names = f"{what.pipeline.name} {wanted.records.prefix} {wanted.bootstrap_servers}"
     root = runtime_folder()
     folder = root / hashlib.blake2s(names.encode(), digest_size=8).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}; set XDG_RUNTIME_DIR to a folder that can be written") from None
     for each in (root, folder):
         if each.stat().st_uid != os.getuid():
             raise UsageError(f"{each} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own")
