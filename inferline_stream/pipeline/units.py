@@ -74,6 +74,11 @@ def size_bytes(text: str) -> float:
     return float(match[1]) * _BYTES[match[2]]
 
 
+def count_of(number: int, what: str) -> str:
+    """``1 replica``, ``2 replicas``: a number of what its singular says."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def format_duration(seconds: float) -> str:
     """A duration for people, with the unit that keeps about three digits."""
     if seconds < 1e-3:

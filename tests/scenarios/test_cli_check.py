@@ -191,4 +191,4 @@ def test_events_of_every_source_keep_a_pipeline_awake(folder: Path) -> None:
         ("# late", again), ("verdict],", "verdict, again],"), ('slo="250ms"', 'slo="1us", idle="60s"'),
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "On the sample they wake 1 times, and 16.67% of the events are late by it" in result.stdout  # of six
+    assert "On the sample they wake 1 time, and 16.67% of the events are late by it" in result.stdout  # of six
