@@ -91,7 +91,7 @@ TABLE = [
         Bad(f"the address {address!r}", f"status reviews --bootstrap-servers={address}", 2, "is not an address of Kafka; write host:port, e.g. localhost:9092")
         for address in ("localhost:port", "localhost:9092:", ":9092", "localhost:99999")
     ),
-    Bad("a Kafka without a port that is not there", "status reviews --bootstrap-servers nobody.invalid", 5, "Kafka at nobody.invalid does not answer", QUICK),
+    Bad("a Kafka without a port that is not there", "status reviews --bootstrap-servers 255.255.255.255", 5, "Kafka at 255.255.255.255 does not answer", QUICK),
     Bad("a folder that is taken", "init reviews", 2, "holds topology.py"),
     Bad("a folder that is a file", "init reviews/topology.py/here", 2, "cannot write into the folder reviews/topology.py/here: Not a directory"),
     Bad("a topology that is not there", "check nothing/topology.py", 3, "nothing/topology.py: cannot be read"),
