@@ -171,7 +171,7 @@ def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Over
         print_json({"pipeline": pipeline.name, "overrides": [as_fields(key, override) for key, override in records]})
         return
     for key, override in records:
-        print(f"{pipeline.name}: {key} {'taken back' if override is None else 'set'}; decisions from now on follow it")
+        print(f"{pipeline.name}: {key} is {'not set' if override is None else 'set'}; later decisions follow that")
 
 
 def as_fields(key: str, override: Override | None) -> dict[str, object]:
