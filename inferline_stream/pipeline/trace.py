@@ -141,7 +141,7 @@ def levels_trace(levels: list[tuple[float, float]], cv: float, rng: np.random.Ge
 
 
 _DAY_S = 86_400.0
-_LONGEST_S = 366 * _DAY_S
+LONGEST_S = 366 * _DAY_S
 """Of a trace: replays step through it, and a longer one is a mistake of units, or has a stray time."""
 
 _TIME_COLUMNS = ("arrival_s", "timestamp", "time", "t")
@@ -192,9 +192,9 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
     order = np.argsort(times, kind="stable")
     with np.errstate(over="ignore"):
         times, counts = times[order] - times.min(), counts[order]
-    if times[-1] > _LONGEST_S:
+    if times[-1] > LONGEST_S:
         raise InvalidFile(
-            f"{where}: its times span {times[-1] / _DAY_S:,.4g} days, at most {_LONGEST_S / _DAY_S:g} are replayed; "
+            f"{where}: its times span {times[-1] / _DAY_S:,.4g} days, at most {LONGEST_S / _DAY_S:g} are replayed; "
             "give them in seconds, and remove stray ones"
         )
     if count_column is None:
