@@ -6,7 +6,6 @@ A command takes a group as one parameter. `command_group` gives it an option for
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import typer
 from inferline_stream.controlplane.run_options import Delivery, Endpoints, Prefix, RecordOptions
 from inferline_stream.dataplane.topology_loader import file_and_name, load_topology
 from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.schedule import MOST
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.pipeline.validation import validated
@@ -36,23 +36,17 @@ Stock = Annotated[
 ]
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value:g} is no multiple of traffic; give a number such as 2")
-    return value
-
-
 Reserve = Annotated[
     float | None,
     typer.Option(
         min=0,
-        callback=_finite,
+        max=MOST,
         metavar="MULTIPLE",
         help="always hold replicas for so many times the planned traffic; without it, as many as the odds of the "
         "sample and since are worth",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="of generated traffic and of the random branches of simulated events")]
+Seed = Annotated[int, typer.Option(min=0, help="of generated traffic and of the random branches of simulated events")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import sysconfig
 import traceback
@@ -96,11 +97,11 @@ def load_code(name: str, folder: str | Path) -> Any:
 def file_and_name(path: Path) -> tuple[Path, str]:
     """The file that a path means, absolute, and the pipeline's name behind a colon, if there is one."""
     variable = ""
-    if ":" in path.name and not path.exists():
+    if ":" in path.name and not os.path.exists(path):
         stem, _, variable = path.name.rpartition(":")
         path = path.parent / stem
-    path = path.resolve()
-    return (path / "topology.py" if path.is_dir() else path), variable
+    path = Path(os.path.realpath(path))  # Path.resolve raises for a circle of links, and is_dir for a long name
+    return (path / "topology.py" if os.path.isdir(path) else path), variable
 
 
 def where_raised(error: BaseException, file: Path) -> str:
