@@ -165,7 +165,11 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
         InvalidFile: no rows, a missing column, a value that is no time or count, with its line, or times that span
             more than a year.
     """
-    numbered = [(line, row) for line, row in enumerate(csv.reader(io.StringIO(text)), start=1) if any(row)]
+    try:
+        read = csv.reader(io.StringIO(text, newline=None))
+        numbered = [(line, row) for line, row in enumerate(read, start=1) if any(row)]
+    except csv.Error as error:
+        raise InvalidFile(f"{where}:{read.line_num}: is no CSV ({error})") from None
     lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if header and not any(name in _TIME_COLUMNS for name in header):
@@ -185,7 +189,8 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
             if count_column is not None:
                 counts[i] = int(row[count_column])
         except (ValueError, IndexError, OverflowError) as error:
-            raise InvalidFile(f"{where}:{lines[i + 1]}: {','.join(row)!r} is no arrival ({error})") from None
+            said, why = ",".join(row)[:80], str(error)[:80]
+            raise InvalidFile(f"{where}:{lines[i + 1]}: {said!r} is no arrival ({why})") from None
     if not np.isfinite(times).all() or (counts < 0).any():
         worst = int(np.flatnonzero(~np.isfinite(times) | (counts < 0))[0])
         raise InvalidFile(f"{where}:{lines[worst + 1]}: times must be finite and counts 0 or more")
