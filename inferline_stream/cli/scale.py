@@ -123,14 +123,15 @@ def _of_window(pipeline: Pipeline, at: str | None, amounts: Mapping[str, float |
     try:
         check_amounts(On(at, amounts["reserve"], amounts["traffic"]))
         until_s = last_s(On(at), pipeline.zone)
+        found = [
+            Override("reserve" if name == "reserve" else "traffic", at, value, until_s=until_s)
+            for name, value in given.items()
+        ]
     except ValueError as error:
-        raise UsageError(f"--at {error}") from None
+        raise UsageError(f"--at {at!r}: {error}") from None
     if until_s <= time.time():
         raise UsageError(f"--at {at!r} is over; name a window to come, by the clock of {pipeline.zone}")
-    return [
-        Override("reserve" if name == "reserve" else "traffic", at, value, until_s=until_s)
-        for name, value in given.items()
-    ]
+    return found
 
 
 def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:
