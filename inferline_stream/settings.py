@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -132,7 +133,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings with `INFERLINE_<NAME>` applied, as ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds or bytes.
 
     Raises:
-        UsageError: a variable that is neither a number nor a duration or size, whichever it has to be.
+        UsageError: a variable that is neither a number, 0 or more, nor a duration or size, whichever it has to be.
     """
     found: dict[str, float] = {}
     for name, variable in zip(Settings.__dataclass_fields__, SETTINGS_VARIABLES, strict=True):
@@ -154,12 +155,13 @@ _UNITS = {
 
 def _number(text: str, name: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        for end, (with_unit, _) in _UNITS.items():
-            if name.endswith(end):
-                return with_unit(text)
-        raise
+        with_unit = next((with_unit for end, (with_unit, _) in _UNITS.items() if name.endswith(end)), float)
+        number = with_unit(text)
+    if not 0 <= number < math.inf:
+        raise ValueError(text)
+    return number
 
 
 def reasons() -> dict[str, str]:
@@ -204,9 +206,17 @@ def mps_folder(environment: Mapping[str, str] = os.environ) -> str:
     return environment.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # noqa: S108  NVIDIA's own default
 
 
-_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s/:\[\]]+))(?::([0-9]+))?")
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s/:\[\]]+))(?::([0-9]{1,5}))?")
 
 _KAFKA_PORT = 9092
+
+
+def _is_host(name: str) -> bool:
+    try:
+        name.encode("idna")  # as a client does to resolve it
+    except UnicodeError:
+        return False
+    return True
 
 
 def kafka_addresses(bootstrap_servers: str) -> list[tuple[str, int]]:
@@ -218,7 +228,7 @@ def kafka_addresses(bootstrap_servers: str) -> list[tuple[str, int]]:
     entries = [entry.strip() for entry in bootstrap_servers.split(",") if entry.strip()]
     found = [_ADDRESS.fullmatch(entry) for entry in entries]
     for entry, address in zip(entries or [bootstrap_servers], found or [None], strict=True):
-        if address is None or not 0 < int(address[3] or _KAFKA_PORT) < 2**16:
+        if address is None or not _is_host(address[1] or address[2]) or not 0 < int(address[3] or _KAFKA_PORT) < 2**16:
             raise UsageError(f"{entry!r} is not an address of Kafka; write host:port, e.g. localhost:9092")
     every = [address for address in found if address is not None]
     return [(address[1] or address[2], int(address[3] or _KAFKA_PORT)) for address in every]
@@ -368,8 +378,8 @@ def _properties(file: str) -> dict[str, str]:
     """A file of ``name=value`` lines; lines that begin with # are comments."""
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"{KAFKA_CONFIG}={file} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{KAFKA_CONFIG}={file} cannot be read: {getattr(error, 'strerror', error)}") from None
     found = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):

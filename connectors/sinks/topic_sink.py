@@ -23,6 +23,7 @@ from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.records import Header, Record
 from inferline_stream.kafka.topic_follower import STARTS, Start, TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
+from inferline_stream.pipeline.units import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -197,12 +198,13 @@ class TopicSink:
         while True:
             storing = asyncio.create_task(self._store.store(records, self._follower.ids_from))
             if not await done_in_time(storing, self._stop, _LEAVE_S):
-                raise Unreachable(f"{self._what}: {len(records)} records not written in time; they come again")
+                waiting = count_of(len(records), "record")
+                raise Unreachable(f"{self._what}: {waiting} not written in time; to be read again")
             try:
                 return storing.result()
             except Away as away:
                 if self._stop.is_set():
-                    raise Unreachable(f"{self._what}: {len(records)} records not written: {away}") from None
+                    raise Unreachable(f"{self._what}: {count_of(len(records), 'record')} not written: {away}") from None
                 if not said:
                     logger.warning("%s: %s; trying again until it can be written", self._what, away)
                 said = True

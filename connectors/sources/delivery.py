@@ -16,6 +16,7 @@ from inferline_stream.connectors.sealed_connector import done_in_time
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.pipeline.names import EVENT_ID
+from inferline_stream.pipeline.units import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class Delivery:
         while waiting:
             sending = asyncio.gather(*map(self._send, waiting), return_exceptions=True)
             if not await done_in_time(sending, self._stop, _LEAVE_S):
-                raise Unreachable(f"topic {self._topic!r}: Kafka has not taken {len(waiting)} events; they come again")
+                left = count_of(len(waiting), "event")
+                raise Unreachable(f"topic {self._topic!r}: Kafka has not taken {left}; to be sent again")
             again = []
             for event, outcome in zip(waiting, sending.result(), strict=True):
                 if isinstance(outcome, Unreachable):

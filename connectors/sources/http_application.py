@@ -22,6 +22,7 @@ from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.connections import Connections
 from inferline_stream.pipeline.names import EVENT_ID
+from inferline_stream.pipeline.units import count_of
 
 _KEY = re.compile(r"[!-~]{1,200}")
 _SENDER = 16
@@ -310,9 +311,9 @@ class Ingest:
         if not self.open:
             return Refused(503, "no events are taken now", _AGAIN_AFTER_S)
         if self._pending >= self._limits.pending:
-            return Refused(429, f"{self._pending} events wait already", _AGAIN_AFTER_S)
+            return Refused(429, f"{count_of(self._pending, 'event')} in hand already", _AGAIN_AFTER_S)
         if self._limits.behind and self.behind > self._limits.behind:
-            return Refused(429, f"the pipeline is {self.behind} events behind", _AGAIN_AFTER_S)
+            return Refused(429, f"the pipeline is {count_of(self.behind, 'event')} behind", _AGAIN_AFTER_S)
         if self._bucket is not None and not self._bucket.take(time.monotonic()):
             return Refused(429, f"more than {self._limits.rate:g} events a second", _AGAIN_AFTER_S)
         return event_id_of(request.headers.get("Idempotency-Key"), sender)

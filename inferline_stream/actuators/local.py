@@ -219,20 +219,19 @@ class LocalActuator:
         """Start a supervisor; returns the connection to it.
 
         Raises:
-            InvalidFile: its log cannot be written.
+            InvalidFile: its socket or its log cannot be written.
         """
-        if self._socket:
-            folder = Path(self._socket).parent
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
-            Path(self._socket).unlink(missing_ok=True)  # of a supervisor that was killed
-        log_file = self._log_folder / "supervisor.log"
+        written, remedy = Path(self._socket), "set XDG_RUNTIME_DIR to a folder of your own"
         try:
-            self._log_folder.mkdir(parents=True, exist_ok=True)
-            log = log_file.open("ab")
+            if self._socket:
+                written.parent.mkdir(parents=True, exist_ok=True)
+                written.parent.chmod(0o700)
+                written.unlink(missing_ok=True)  # of a supervisor that was killed
+            written, remedy = self._log_folder / "supervisor.log", "copy the topology into a folder that can be written"
+            written.parent.mkdir(parents=True, exist_ok=True)
+            log = written.open("ab")
         except OSError as error:
-            remedy = "copy the topology into a folder that can be written"
-            raise InvalidFile(f"{log_file}: cannot be written ({error.strerror}); {remedy}") from None
+            raise InvalidFile(f"{written}: cannot be written ({error.strerror}); {remedy}") from None
         ours, theirs = socket.socketpair()
         with theirs, log:
             self._process = subprocess.Popen(

@@ -12,6 +12,7 @@ from rich.table import Table
 from inferline_stream.cli.options import Output, duration_of, pipeline_of
 from inferline_stream.cli.output import Bar, console, print_json, write_text
 from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.units import count_of
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.topology import Pipeline
@@ -86,7 +87,7 @@ async def _watched(pipeline: Pipeline, bootstrap_servers: str, watched_s: float,
         async for looks in watch.looks():
             seen.take(looks)
             passed_s = time.monotonic() - began_s
-            bar.show(min(passed_s, watched_s), watched_s, f"{seen.events} events")
+            bar.show(min(passed_s, watched_s), watched_s, count_of(seen.events, "event"))
             if passed_s >= watched_s:
                 break
         others = {each.name: watch.other_topics(each.group) for each in pipeline.groups}
@@ -127,7 +128,7 @@ def _print(advice: Advice) -> None:
     from inferline_stream.runs.group_advice import SEEN, WAY_HEADS, seen_rows, verdict, way_rows, way_title
 
     people = console()
-    table = Table(*SEEN, title=f"{advice.events} events in {format_duration(advice.watched_s)}")
+    table = Table(*SEEN, title=f"{count_of(advice.events, 'event')} in {format_duration(advice.watched_s)}")
     for row in seen_rows(advice):
         table.add_row(*row)
     people.print(table)

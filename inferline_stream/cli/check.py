@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,7 +69,8 @@ def check(
         print(f"{shown}: pipeline {pipeline.name!r} is sound; consumer groups that run already: {', '.join(names)}")
         return
     stages = len(pipeline.stages)
-    print(f"{shown}: pipeline {pipeline.name!r} is sound; its {stages} stages were built in worker processes")
+    built = f"{stages} stages were" if stages > 1 else "stage was"
+    print(f"{shown}: pipeline {pipeline.name!r} is sound; its {built} built in worker processes")
     if many := _many(pipeline):
         given = ", ".join(f"{stage} up to {most}" for stage, most in many["most"].items())
         print(f"results of an event: {given}; the SLO counts {many['slo_counts']}")
@@ -86,13 +88,19 @@ def _many(pipeline: Pipeline) -> dict[str, Any]:
 
 def _check(pipeline: Pipeline, file: Path) -> dict[str, float]:
     """Refuse an invalid topology, else return how long each stage took to build."""
-    from inferline_stream.profiler.topology_check import building_problems, event_problems, sample_problems
+    from inferline_stream.profiler.topology_check import (
+        building_problems,
+        deadline_problems,
+        event_problems,
+        sample_problems,
+    )
 
     declared = problems(pipeline)
     files = sample_problems(pipeline, file.parent)
     events = [] if declared or files else event_problems(pipeline, file.parent)
+    over = [] if declared else deadline_problems(pipeline, time.time())
     building, start_ups_s = asyncio.run(building_problems(pipeline, file, from_environment()))
-    found = [*declared, *files, *events, *building]
+    found = [*declared, *files, *events, *over, *building]
     if found:
         raise InvalidTopology(*found)
     return start_ups_s

@@ -21,7 +21,7 @@ from inferline_stream.cli.options import LogOptions
 from inferline_stream.cli.output import log_to_stderr
 from inferline_stream.errors import InferlineError
 from inferline_stream.safe_text import printable
-from inferline_stream.settings import check_variables
+from inferline_stream.settings import check_variables, kafka_security
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -38,6 +38,7 @@ class CommandGroup(TyperGroup):
         signal.signal(signal.SIGTERM, _Terminating())
         try:
             check_variables(flag_variables(self))
+            kafka_security()  # processes below would try for as long as they may
             return super().invoke(ctx)
         except InferlineError as error:
             _fail(error)

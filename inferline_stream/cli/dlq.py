@@ -16,6 +16,7 @@ from inferline_stream.cli.options import Output, Running, Topology, check_stages
 from inferline_stream.cli.output import console, print_json
 from inferline_stream.pipeline.names import ERRORS_PREFIX
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.safe_text import printable
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _print_sent(done: SentAgain, *, as_json: bool) -> None:
 
 
 def _list(letters: Sequence[Letter]) -> None:
-    table = Table(title="Dead letters", caption=f"{len(letters)} letters; `dlq show` prints them in full")
+    table = Table(title="Dead letters", caption=f"{count_of(len(letters), 'letter')}; `dlq show` prints them in full")
     for name in ("letter", "died", "stage", "event", "why", "sent again"):
         table.add_column(name, overflow="fold")
     for letter in letters:

@@ -26,7 +26,7 @@ from inferline_stream.kafka.connection import wait_for_kafka
 from inferline_stream.pipeline.consumer_group import Command, Deployment, FaustApp, KedaScaler
 from inferline_stream.pipeline.group_profile import Learned
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.profiler.service_time_query import ServiceTimeQueries
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.group_run import GroupReport, GroupRun, run_groups
@@ -143,7 +143,7 @@ async def _workers(
 
 
 def _table(report: GroupReport) -> Table:
-    title = f"{report.pipeline}: {report.duration_s:.0f} s, {report.events_in} records, ${report.cost:.4f}"
+    title = f"{report.pipeline}: {report.duration_s:.0f} s, {count_of(report.events_in, 'record')}, ${report.cost:.4f}"
     if report.p99_s is not None and report.miss_rate is not None:
         title += f", P99 ≈ {format_duration(report.p99_s)}, {report.miss_rate:.2%} late"
     table = Table(title=title)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -43,8 +45,7 @@ def init(
         "arrivals.csv": _arrivals(_RATES, seed=0),
         "live.csv": _arrivals(_LIVE_RATES, seed=1),
     }
-    present = [name for name in files if (folder / name).exists()]
-    if present:
+    if present := [name for name in files if os.path.exists(folder / name)]:  # Path.exists raises for a long name
         raise UsageError(f"{folder}: holds {', '.join(present)} already; name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,8 @@ def init(
     if output == "json":
         print_json({"topology": str(written), "files": [str(folder / name) for name in files]})
         return
-    print(f"Wrote {', '.join(str(folder / name) for name in files)}.\nNext: inferline-stream run {folder}")
+    print(f"Wrote {', '.join(str(folder / name) for name in files)}.")
+    print(f"Next: inferline-stream run {shlex.quote(str(folder))}")
 
 
 def _topology() -> str:

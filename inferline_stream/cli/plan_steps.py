@@ -31,7 +31,7 @@ from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of, with_rates
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, merged, simulation_bytes
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.planner.problem import COST_EPSILON, Problem, replica_cores
 from inferline_stream.profiler.benches import MakeActuator
 from inferline_stream.profiler.machine import this_machine
@@ -336,7 +336,8 @@ def planned(
 
         def show(progress: Searching) -> None:
             cost = "" if progress.cost_per_hour is None else f"${progress.cost_per_hour:.4f}/h so far, "
-            bar.show(0, None, f"{cost}{progress.evaluations} plans simulated, {progress.phase} (Ctrl-C takes the best)")
+            tried = count_of(progress.evaluations, "plan")
+            bar.show(0, None, f"{cost}{tried} simulated, {progress.phase} (Ctrl-C takes the best)")
 
         with ThreadPoolExecutor(threads := len(os.sched_getaffinity(0))) as pool:
             found = provision(

@@ -13,8 +13,9 @@ from inferline_stream.cli.options import Output, Reserve, SearchOptions, Seed, c
 from inferline_stream.cli.output import Bar, console, print_json, write_text
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.plan import in_words
 from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.units import duration_s, format_duration, moment_s
+from inferline_stream.pipeline.units import count_of, duration_s, format_duration, moment_s
 from inferline_stream.planner.plan_document import plan_from_bytes
 
 if TYPE_CHECKING:
@@ -128,6 +129,15 @@ def replay_inputs(given: ReplayOptions, begins_s: float | None = None) -> Replay
     missing = [stage.name for stage in pipeline.stages if stage.name not in found.allocations]
     if missing:
         raise UsageError(f"--plan {given.plan}: knows no stage {missing[0]!r}; it is a plan of {found.pipeline!r}")
+    for stage in pipeline.stages:
+        for a in found.allocations[stage.name]:
+            profile = measured.profiles.get((stage.name, a.hardware))
+            most = None if profile is None else (profile.batch_sizes[-1], profile.concurrencies[-1])
+            if most is None or a.max_batch_size > most[0] or a.concurrency > most[1]:
+                raise UsageError(
+                    f"--plan {given.plan}: {in_words((a,))} of stage {stage.name!r} was not profiled; run "
+                    "`inferline-stream plan` again"
+                )
     return ReplayInputs(
         pipeline.name,
         shape_of(pipeline),
@@ -160,11 +170,11 @@ def _in_words(outcome: Outcome, objective: float) -> str:
         f", {rate:.2%} of {topic or 'the other events'}" for topic, rate in outcome.miss_rates_by_class.items()
     )
     return (
-        f"{outcome.entry_s.size} events in {format_duration(outcome.duration_s)}: "
+        f"{count_of(outcome.entry_s.size, 'event')} in {format_duration(outcome.duration_s)}: "
         f"{outcome.miss_rate:.2%} above the SLO of {format_duration(outcome.slo_s)} "
         f"({1 - objective:.2%} allowed{by_class}), "
         f"P99 {p99}, worst 15 s {outcome.worst_miss_rate():.2%}; "
         + (f"{outcome.degraded_share:.2%} degraded; " if outcome.degraded_share else "")
         + f"${outcome.cost:.4f}, ${outcome.cost_per_hour:.4f}/h, "
-        f"{outcome.peak_replicas} replicas at most, {outcome.changes} changes of a stage"
+        f"{count_of(outcome.peak_replicas, 'replica')} at most, {count_of(outcome.changes, 'change')} of a stage"
     )

@@ -19,7 +19,8 @@ def rules(
     *,
     save: Annotated[Path | None, typer.Option(help="file to write; standard output by default")] = None,
     faster: Annotated[
-        float, typer.Option(help="divide every window and hold by this, to rehearse alerts in minutes", min=1.0)
+        float,
+        typer.Option(help="divide every window and hold by this, to rehearse alerts in minutes", min=1.0, max=1000.0),
     ] = 1.0,
     output: Annotated[
         Literal["yaml", "table", "json"], typer.Option(help="a rule file as YAML or JSON, or a list to read")

@@ -49,6 +49,7 @@ from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace, merged
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.broker_process import embedded_broker_process
 from inferline_stream.runs.http_endpoints import served
@@ -115,15 +116,15 @@ def judge(report: RunReport, objective: float | None, logs: Path) -> None:
 def _lost(report: RunReport) -> str:
     """What was lost, in words; empty if nothing was."""
     if report.lost:
-        lost = f"{report.lost} events were lost: they have neither a result nor a reason why there is none"
+        lost = f"{count_of(report.lost, 'event')} lost, with neither a result nor a reason why there is none"
         left = ", ".join(f"{count} in group {group}" for group, count in report.lag.items() if count)
         if left:
             lost += f". Kafka still has records that were not finished ({left}): the next run goes on with them"
         return lost
     if report.unaccounted:
         return (
-            f"{report.unaccounted} events were lost before the last {report.verified}, which are all accounted for: so "
-            "many more entered than have a result or a reason why there is none (a source that is written in "
+            f"{count_of(report.unaccounted, 'event')} lost before the last {report.verified}, which are all accounted "
+            "for: so many more entered than have a result or a reason why there is none (a source that is written in "
             'transactions declares `arrivals="timestamps"`)'
         )
     return ""
@@ -156,8 +157,8 @@ def gate_miss(report: RunReport, objective: float) -> str:
         return "the SLO gate did not hold: no event came through, so nothing is known"
     if report.slo_miss_rate > 1 - objective + 1e-9:
         return (
-            f"the SLO gate did not hold: {report.slo_miss_rate:.2%} of {report.events_in} events missed the SLO of "
-            f"{report.slo_s:g} s, the objective allows {1 - objective:.2%}"
+            f"the SLO gate did not hold: {report.slo_miss_rate:.2%} of {count_of(report.events_in, 'event')} missed "
+            f"the SLO of {report.slo_s:g} s, the objective allows {1 - objective:.2%}"
         )
     return ""
 
@@ -297,12 +298,15 @@ def _supervisor_folder(wanted: RunOptions, what: Declared) -> Path:
     """Return the private folder where a run that follows this one on the same Kafka finds its supervisor.
 
     Raises:
-        UsageError: the folder is another user's, so that its sockets cannot be trusted.
+        UsageError: it cannot be written, or is another user's, so that its sockets cannot be trusted.
     """
     names = f"{what.pipeline.name} {wanted.records.prefix} {wanted.bootstrap_servers}"
     root = runtime_folder()
     folder = root / hashlib.blake2s(names.encode(), digest_size=8).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}; set XDG_RUNTIME_DIR to a folder that can be written") from None
     for each in (root, folder):
         if each.stat().st_uid != os.getuid():
             raise UsageError(f"{each} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own")

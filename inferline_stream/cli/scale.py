@@ -13,16 +13,13 @@ import typer
 
 from inferline_stream.cli.options import Output, Running, Topology, check_stages, duration_of, pipeline_of, stage_names
 from inferline_stream.cli.output import print_json
-from inferline_stream.controlplane.records.control_records import MOST_REPLICAS, Override
+from inferline_stream.controlplane.records.control_records import Override
 from inferline_stream.errors import UsageError
-from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.hardware import MOST_REPLICAS, catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.schedule import On, check_amounts, last_s
 from inferline_stream.pipeline.spot import is_spot
 from inferline_stream.pipeline.topology import Pipeline
-
-_MOST_OF_KIND = MOST_REPLICAS
-"""Replicas of a hardware kind in stock, or its dollars per hour: more is a mistake."""
 
 Lasting = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
 
@@ -126,14 +123,15 @@ def _of_window(pipeline: Pipeline, at: str | None, amounts: Mapping[str, float |
     try:
         check_amounts(On(at, amounts["reserve"], amounts["traffic"]))
         until_s = last_s(On(at), pipeline.zone)
+        found = [
+            Override("reserve" if name == "reserve" else "traffic", at, value, until_s=until_s)
+            for name, value in given.items()
+        ]
     except ValueError as error:
-        raise UsageError(f"--at {error}") from None
+        raise UsageError(f"--at {at!r}: {error}") from None
     if until_s <= time.time():
         raise UsageError(f"--at {at!r} is over; name a window to come, by the clock of {pipeline.zone}")
-    return [
-        Override("reserve" if name == "reserve" else "traffic", at, value, until_s=until_s)
-        for name, value in given.items()
-    ]
+    return found
 
 
 def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:
@@ -147,9 +145,9 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
             value = float(number)
         except ValueError:
             value = -1.0
-        if not 0 <= value <= _MOST_OF_KIND or (option == "stock" and value != int(value)):
+        if not 0 <= value <= MOST_REPLICAS or (option == "stock" and value != int(value)):
             what = "a whole number of replicas" if option == "stock" else "dollars per hour"
-            raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 to {_MOST_OF_KIND}")
+            raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 to {MOST_REPLICAS}")
         found.append((kind, value))
     return found
 
@@ -174,7 +172,7 @@ def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Over
         print_json({"pipeline": pipeline.name, "overrides": [as_fields(key, override) for key, override in records]})
         return
     for key, override in records:
-        print(f"{pipeline.name}: {key} {'taken back' if override is None else 'set'}; decisions from now on follow it")
+        print(f"{pipeline.name}: {key} is {'not set' if override is None else 'set'}; later decisions follow that")
 
 
 def as_fields(key: str, override: Override | None) -> dict[str, object]:

@@ -23,7 +23,7 @@ from inferline_stream.observability.pipeline_state import (
     PipelineState,
     StageState,
 )
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.runs.report import RunReport
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def late_words(stage: StageState) -> Iterator[str]:
         yield f"its fallback makes {stage.degraded_share:.1%} of the events"
     if stage.hopeless:
         age = _duration(stage.oldest_wait_s)
-        yield f"{stage.hopeless} events can no longer be on time; the oldest entered {age} ago"
+        yield f"{count_of(stage.hopeless, 'event')} can no longer be on time; the oldest entered {age} ago"
     if stage.clock_lag_s > _NOTEWORTHY_S:
         by = _duration(stage.clock_lag_s)
         yield f"records are up to {by} older than others before them, and go last: a producer's clock is behind"

@@ -22,6 +22,7 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Topic
 from inferline_stream.pipeline.trace import Trace, merged
+from inferline_stream.pipeline.units import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +116,8 @@ async def _of_topic(
         )
     if len(times_s) < 2:
         raise InvalidTopology(
-            f"{pipeline.declared}: declares no sample, and topic {topic!r} holds {len(times_s)} events of the last "
-            f'hour{outside}; add sample=Sample(arrivals="arrivals.csv", events="events.jsonl")'
+            f"{pipeline.declared}: declares no sample, and topic {topic!r} holds {count_of(len(times_s), 'event')} of "
+            f'the last hour{outside}; add sample=Sample(arrivals="arrivals.csv", events="events.jsonl")'
         )
     return times_s, events, keys
 

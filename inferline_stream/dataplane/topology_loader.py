@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import sysconfig
 import traceback
@@ -42,9 +43,10 @@ def load_topology(path: str | Path) -> Pipeline:
         raise InvalidTopology(
             f"{path}: cannot be read ({error.strerror}); give a topology file or its folder"
         ) from None
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise InvalidTopology(f"{file}{line}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
+        what = getattr(error, "msg", str(error)) or "it is nested too deep"
+        raise InvalidTopology(f"{file}{line}: {type(error).__name__}: {what}") from error
     _put_first(file.parent)
     _forget_namesakes(file.parent)
     module = ModuleType(file.stem)
@@ -52,8 +54,10 @@ def load_topology(path: str | Path) -> Pipeline:
     sys.modules[file.stem] = module  # before it runs: annotations are resolved through it
     try:
         exec(code, module.__dict__)  # noqa: S102  a topology is a program, and running it is what loading means
-    except (Exception, SystemExit) as error:
-        del sys.modules[file.stem]
+    except KeyboardInterrupt:  # somebody's Ctrl-C, as far as anybody can know
+        raise
+    except BaseException as error:
+        sys.modules.pop(file.stem, None)
         raise InvalidTopology(f"{where_raised(error, file)}: {last_line(error)}") from error
     return _pipeline_of(module, file, variable)
 
@@ -80,7 +84,9 @@ def load_code(name: str, folder: str | Path) -> Any:
         found: Any = importlib.import_module(module)
         for part in inner.split("."):
             found = getattr(found, part)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         at = where_raised(error, folder / "topology.py")
         where = "" if at.endswith("topology.py") else f"{at}: "
         remedy = f"give a module in {folder} or an installed one, and a name that it defines"
@@ -91,11 +97,11 @@ def load_code(name: str, folder: str | Path) -> Any:
 def file_and_name(path: Path) -> tuple[Path, str]:
     """The file that a path means, absolute, and the pipeline's name behind a colon, if there is one."""
     variable = ""
-    if ":" in path.name and not path.exists():
+    if ":" in path.name and not os.path.exists(path):
         stem, _, variable = path.name.rpartition(":")
         path = path.parent / stem
-    path = path.resolve()
-    return (path / "topology.py" if path.is_dir() else path), variable
+    path = Path(os.path.realpath(path))  # Path.resolve raises for a circle of links, and is_dir for a long name
+    return (path / "topology.py" if os.path.isdir(path) else path), variable
 
 
 def where_raised(error: BaseException, file: Path) -> str:

@@ -18,7 +18,7 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.fetched_batches import are_bounded, bound_batches
 from inferline_stream.settings import KafkaSecurity, from_environment, kafka_addresses, kafka_security
 
@@ -92,14 +92,20 @@ def _secured(security: KafkaSecurity) -> dict[str, Any]:
 
 
 def tls_context(security: KafkaSecurity) -> ssl.SSLContext:
-    """Whom to trust, and the client's own certificate; the broker's name is checked."""
-    context = ssl.create_default_context(cafile=security.ssl_ca_location or None)
-    if security.ssl_certificate_location:
-        context.load_cert_chain(
-            security.ssl_certificate_location,
-            security.ssl_key_location or None,
-            security.ssl_key_password or None,
-        )
+    """Whom to trust, and the client's own certificate; the broker's name is checked.
+
+    Raises:
+        UsageError: a file holds no certificate, or no key that fits.
+    """
+    file, authorities = security.ssl_certificate_location, security.ssl_ca_location
+    try:
+        context = ssl.create_default_context(cafile=authorities or None)
+        if file:
+            authorities = ""
+            context.load_cert_chain(file, security.ssl_key_location or None, security.ssl_key_password or None)
+    except OSError as error:
+        which = f"ssl.ca.location={authorities}" if authorities else f"ssl.certificate.location={file}"
+        raise UsageError(f"Kafka's {which} cannot be used ({error}); give PEM files, and the key that fits") from None
     return context
 
 

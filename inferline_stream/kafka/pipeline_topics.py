@@ -18,6 +18,7 @@ from inferline_stream.kafka.connection import client_options, closed, in_time, u
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import DEFAULT_PARTITIONS, Pipeline, Topic
+from inferline_stream.pipeline.units import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ async def verify_topics(bootstrap_servers: str, wanted: Iterable[WantedTopic]) -
         existing = set(await admin.list_topics())
         missing = [
             Difference(
-                f"topic {topic.name} does not exist: create it with {topic.partitions} partitions"
+                f"topic {topic.name} does not exist: create it with {count_of(topic.partitions, 'partition')}"
                 + "".join(f", {name}={value}" for name, value in topic.settings.items()),
                 blocks=True,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from inferline_stream.pipeline.trace import Expecting, Trace, levels_trace
+from inferline_stream.pipeline.trace import LONGEST_S, Expecting, Trace, levels_trace
 from inferline_stream.pipeline.units import duration_s
 
 FORMS = (
@@ -14,8 +14,11 @@ FORMS = (
 )
 """One example of each form."""
 
-RAMP_STEP_S = 1.0
-"""A ramp is made of levels this long."""
+RAMP_STEP_S, MOST_RAMP_STEPS = 1.0, 3600
+"""A ramp is made of levels this long, or longer where it would have more of them."""
+
+_MOST_CV = 1000.0
+"""Nearly all gaps are 0 beyond, and a trace hardly ends."""
 
 _NEEDED = {"gamma": {"rate"}, "ramp": {"from", "to", "over"}, "levels": set[str]()}
 _DEFAULTS = {"gamma": {"cv": "1", "for": "10m"}, "ramp": {"cv": "1", "for": ""}, "levels": {"cv": "1"}}
@@ -44,7 +47,7 @@ def generated_trace(text: str, rng: np.random.Generator, expecting: Expecting = 
     form, _, rest = text.partition(":")
     try:
         levels, given = _parts(form, rest)
-        cv = _number(given["cv"], "cv", least=0.0)
+        cv = _number(given["cv"], "cv", most=_MOST_CV)
         if form == "gamma":
             levels = [(_rate(given["rate"]), _seconds(given["for"]))]
         elif form == "ramp":
@@ -69,7 +72,7 @@ def _parts(form: str, rest: str) -> tuple[list[tuple[float, float]], dict[str, s
             given[name] = value
         elif form == "levels" and not equals:
             rate, _, lasts = part.partition("x")
-            levels.append((_number(rate, "rate", least=0.0), _seconds(lasts)))
+            levels.append((_number(rate, "rate"), _seconds(lasts)))
         else:
             raise ValueError(f"unknown part {part!r}")
     if missing := _NEEDED[form] - set(given):
@@ -80,31 +83,31 @@ def _parts(form: str, rest: str) -> tuple[list[tuple[float, float]], dict[str, s
 
 
 def _ramp(given: dict[str, str]) -> list[tuple[float, float]]:
-    first, last = _number(given["from"], "from", least=0.0), _number(given["to"], "to", least=0.0)
+    first, last = _number(given["from"], "from"), _number(given["to"], "to")
     over_s = _seconds(given["over"])
     whole_s = max(_seconds(given["for"]) if given["for"] else over_s, over_s)
-    steps = max(1, round(over_s / RAMP_STEP_S))
+    steps = min(max(1, round(over_s / RAMP_STEP_S)), MOST_RAMP_STEPS)
     middles = (np.arange(steps) + 0.5) / steps
     rising = [(float(first + (last - first) * m), over_s / steps) for m in middles]
     return [*rising, (last, whole_s - over_s)] if whole_s > over_s else rising
 
 
 def _rate(text: str) -> float:
-    rate = _number(text, "rate", least=0.0)
+    rate = _number(text, "rate")
     if rate == 0:
         raise ValueError("rate must be above 0")
     return rate
 
 
-def _number(text: str, name: str, *, least: float) -> float:
+def _number(text: str, name: str, most: float = 1e300) -> float:
     number = float(text)
-    if not least <= number < float("inf"):
-        raise ValueError(f"{name} {text} must be {least:g} or more")
+    if not 0 <= number <= most:
+        raise ValueError(f"{name} {text} must be 0 to {most:g}")
     return number
 
 
 def _seconds(text: str) -> float:
     seconds = duration_s(text)
-    if not seconds > 0:
-        raise ValueError(f"duration {text!r} must be above 0")
+    if not 0 < seconds <= LONGEST_S:
+        raise ValueError(f"duration {text!r} must be above 0 and at most {LONGEST_S / 86_400:g}d")
     return seconds

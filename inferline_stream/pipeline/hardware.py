@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from numbers import Real
 from types import MappingProxyType
+from typing import Any
 
 from inferline_stream.pipeline.spot import Spot, is_spot, on_demand, spot_name
 
@@ -17,6 +18,10 @@ EMULATED_PREFIX = "emulated-"
 SLICE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:\+\w+(?:\.all)?|-me\b)?")
 """A MIG profile: ``1g.10gb``, with media engines (``1g.10gb+me``, ``+me.all``), without (``-me``), with graphics
 (``+gfx``), or a part of an instance's cores (``1c.3g.40gb``)."""
+
+MOST_REPLICAS = 1_000_000
+"""Of a stage or a hardware kind; its dollars per hour and cores are no more either. More is a mistake, and no counter
+can overflow below."""
 
 MOST_PARTS = 8
 """Replicas among which the catalogue divides a device."""
@@ -103,23 +108,20 @@ class Hardware:
         if not (isinstance(self.name, str) and self.name):
             raise ValueError(f"hardware {self.name!r} needs a name")
         for number in ("price_per_hour", "cores", "gpus", "stock", "gpu_stock", "asleep_per_hour"):
-            value = getattr(self, number)
-            if not (isinstance(value, Real) or (value is None and number not in ("price_per_hour", "cores", "gpus"))):
-                raise ValueError(f"hardware {self.name!r}: {number} {value!r} must be a number")
+            value: Any = getattr(self, number)
+            is_number = isinstance(value, Real) or (value is None and number not in ("price_per_hour", "cores", "gpus"))
+            if not (is_number and 0 <= (value or 0) <= MOST_REPLICAS):
+                raise ValueError(f"hardware {self.name!r}: {number} {value!r} must be a number, 0 to {MOST_REPLICAS}")
         if not isinstance(self.node_labels, Mapping):
             raise ValueError(
                 f"hardware {self.name!r}: node_labels {self.node_labels!r} must be a mapping; write "
                 '{"label": "value"}'
             )
-        if not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
-            raise ValueError(f"hardware {self.name!r}: price {self.price_per_hour} $/h must be 0 or more")
-        if self.asleep_per_hour is not None and not 0 <= self.asleep_per_hour <= self.price_per_hour:
+        if self.asleep_per_hour is not None and self.asleep_per_hour > self.price_per_hour:
             raise ValueError(
-                f"hardware {self.name!r}: asleep_per_hour {self.asleep_per_hour} must be 0 or more, and at most its "
-                f"price of {self.price_per_hour:g} $/h"
+                f"hardware {self.name!r}: asleep_per_hour {self.asleep_per_hour} must be at most its price of "
+                f"{self.price_per_hour:g} $/h"
             )
-        if not (math.isfinite(self.cores) and self.cores >= 0 and math.isfinite(self.gpus) and self.gpus >= 0):
-            raise ValueError(f"hardware {self.name!r}: cores {self.cores} and gpus {self.gpus} must be 0 or more")
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"hardware {self.name!r}: gpus {self.gpus} must be a share up to 1, or a whole number")
         if self.shares_gpu and abs(self.parts * self.gpus - 1) > _PART_ERROR:
@@ -127,13 +129,8 @@ class Hardware:
                 f"hardware {self.name!r}: a GPU gives all that share it as much of its time, and gpus={self.gpus:g} is "
                 "no such part; write gpus=1/2, 1/3, …"
             )
-        if self.stock is not None and self.stock < 0:
-            raise ValueError(f"hardware {self.name!r}: stock {self.stock} must be 0 or more")
-
-        if self.gpu_stock is not None and not (math.isfinite(self.gpu_stock) and self.gpu_stock >= 0 and self.gpus > 0):
-            raise ValueError(
-                f"hardware {self.name!r}: gpu_stock {self.gpu_stock} must be 0 or more, and its gpus above 0"
-            )
+        if self.gpu_stock is not None and not self.gpus:
+            raise ValueError(f"hardware {self.name!r}: gpu_stock {self.gpu_stock} needs gpus above 0")
 
         if self.spot is not None and not is_spot(self.name) and self.spot.price > self.price_per_hour:
             raise ValueError(

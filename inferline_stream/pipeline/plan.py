@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour
+from inferline_stream.pipeline.hardware import MOST_REPLICAS, Catalogue, dollars_per_hour
 from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.units import format_duration
 
@@ -26,8 +26,8 @@ class Allocation:
         concurrency: most batches that a replica has in hand at once; above 1 only for stages that wait for others.
 
     Raises:
-        ValueError: a batch limit or a concurrency below 1, fewer than 0 replicas, or a hold that is negative or not
-            finite.
+        ValueError: a batch limit or a concurrency below 1, a number of replicas that cannot be, or a hold that is
+            negative or not finite.
     """
 
     hardware: str
@@ -37,8 +37,8 @@ class Allocation:
     concurrency: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_batch_size < 1 or self.replicas < 0:
-            raise ValueError(f"{self}: max_batch_size must be 1 or more and replicas 0 or more")
+        if self.max_batch_size < 1 or not 0 <= self.replicas <= MOST_REPLICAS:
+            raise ValueError(f"{self}: max_batch_size must be 1 or more and replicas 0 to {MOST_REPLICAS}")
         if self.concurrency < 1:
             raise ValueError(f"{self}: concurrency must be 1 or more")
         if not (math.isfinite(self.hold_s) and self.hold_s >= 0):

@@ -71,6 +71,9 @@ DEFAULT_PARTITIONS = 8
 DEFAULT_MOST = 1000
 """Results that a stage may give for one event, where it gives many."""
 
+MOST_IN_HAND = 100_000
+"""Events of a batch, or batches that a replica runs at once, at most."""
+
 MOST_RESULTS = 100_000
 """Results of one event that a stage may declare, at most."""
 
@@ -130,7 +133,7 @@ class Sample:
     """Sample arrivals and events, the Planner's picture of the traffic.
 
     Args:
-        arrivals: CSV file of arrival timestamps or of counts, beside the topology.
+        arrivals: CSV file of arrival timestamps or of counts, beside the topology. It spans at most 366 days.
         events: JSONL file with one event a line, beside the topology; used in turn.
         replay: arrivals that `run` replays when it feeds the source topic itself; by default the
             sample's own.
@@ -363,7 +366,7 @@ class Pipeline:
 
     Args:
         name: names the pipeline's topics, groups and metrics.
-        slo: target for the end-to-end P99, a duration such as ``"250ms"``.
+        slo: target for the end-to-end P99, a duration such as ``"250ms"``; no duration is longer than ``"36500d"``.
         source: topic that events arrive on; or a list of it, of live topics with an SLO of their own, and of background
             topics, such as an archive, see `Topic`. None where each entry stage has a source of its own. Consumer
             groups have the topic that the first of them read.

@@ -141,7 +141,7 @@ def levels_trace(levels: list[tuple[float, float]], cv: float, rng: np.random.Ge
 
 
 _DAY_S = 86_400.0
-_LONGEST_S = 366 * _DAY_S
+LONGEST_S = 366 * _DAY_S
 """Of a trace: replays step through it, and a longer one is a mistake of units, or has a stray time."""
 
 _TIME_COLUMNS = ("arrival_s", "timestamp", "time", "t")
@@ -165,7 +165,11 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
         InvalidFile: no rows, a missing column, a value that is no time or count, with its line, or times that span
             more than a year.
     """
-    numbered = [(line, row) for line, row in enumerate(csv.reader(io.StringIO(text)), start=1) if any(row)]
+    try:
+        read = csv.reader(io.StringIO(text, newline=None))
+        numbered = [(line, row) for line, row in enumerate(read, start=1) if any(row)]
+    except csv.Error as error:
+        raise InvalidFile(f"{where}:{read.line_num}: is no CSV ({error})") from None
     lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if header and not any(name in _TIME_COLUMNS for name in header):
@@ -185,16 +189,17 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
             if count_column is not None:
                 counts[i] = int(row[count_column])
         except (ValueError, IndexError, OverflowError) as error:
-            raise InvalidFile(f"{where}:{lines[i + 1]}: {','.join(row)!r} is no arrival ({error})") from None
+            said, why = ",".join(row)[:80], str(error)[:80]
+            raise InvalidFile(f"{where}:{lines[i + 1]}: {said!r} is no arrival ({why})") from None
     if not np.isfinite(times).all() or (counts < 0).any():
         worst = int(np.flatnonzero(~np.isfinite(times) | (counts < 0))[0])
         raise InvalidFile(f"{where}:{lines[worst + 1]}: times must be finite and counts 0 or more")
     order = np.argsort(times, kind="stable")
     with np.errstate(over="ignore"):
         times, counts = times[order] - times.min(), counts[order]
-    if times[-1] > _LONGEST_S:
+    if times[-1] > LONGEST_S:
         raise InvalidFile(
-            f"{where}: its times span {times[-1] / _DAY_S:,.4g} days, at most {_LONGEST_S / _DAY_S:g} are replayed; "
+            f"{where}: its times span {times[-1] / _DAY_S:,.4g} days, at most {LONGEST_S / _DAY_S:g} are replayed; "
             "give them in seconds, and remove stray ones"
         )
     if count_column is None:

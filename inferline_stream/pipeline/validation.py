@@ -21,10 +21,18 @@ from inferline_stream.pipeline.annotations import (
 )
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
 from inferline_stream.pipeline.end_topics import problems_of_sinks, problems_of_sources
-from inferline_stream.pipeline.event_classes import problems_of_classes
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE, problems_of_classes
 from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
 from inferline_stream.pipeline.group_declaration import problems_of_groups
-from inferline_stream.pipeline.hardware import EMULATED_PREFIX, SHARING_LABEL, Catalogue, Hardware, catalogue, divided
+from inferline_stream.pipeline.hardware import (
+    EMULATED_PREFIX,
+    MOST_REPLICAS,
+    SHARING_LABEL,
+    Catalogue,
+    Hardware,
+    catalogue,
+    divided,
+)
 from inferline_stream.pipeline.idle import problems_of_idle
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
@@ -33,6 +41,7 @@ from inferline_stream.pipeline.schedule import problems_of_schedule
 from inferline_stream.pipeline.shape import find_cycle, maybe_missing, shape_of, topological
 from inferline_stream.pipeline.spot import is_spot, on_demand
 from inferline_stream.pipeline.topology import (
+    MOST_IN_HAND,
     MOST_RESULTS,
     ORDERS,
     Codec,
@@ -157,9 +166,10 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
             yield f"{role} topic {name!r} is a name that the pipeline uses itself; rename it"
         if not isinstance(end.codec, Codec) and end.codec not in CODECS:
             yield f"{role} topic {name!r}: unknown codec {end.codec!r}{nearest(end.codec, CODECS)}"
-        for what, given in (("max_bytes", end.max_bytes), ("partitions", end.partitions)):
-            if given is not None and not is_whole(given):
-                yield f"{role} topic {name!r}: {what} {given!r} must be a whole number, 1 or more"
+        numbers = (("max_bytes", end.max_bytes, 2**31 - 1), ("partitions", end.partitions, CLASS_STRIDE))
+        for what, given, most in numbers:
+            if given is not None and not is_whole(given, 1, most):
+                yield f"{role} topic {name!r}: {what} {given!r} must be a whole number, 1 to {most}"
         if end.arrivals not in ("offsets", "timestamps"):
             yield f"{role} topic {name!r}: arrivals {end.arrivals!r} must be 'offsets' or 'timestamps'"
         header: Any = end.timestamp_header
@@ -194,22 +204,20 @@ def _of_server(stage: Stage) -> Iterator[str]:
 
 def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     yield from problems_of_name(stage.name, "stage")
-    if not is_whole(stage.max_batch_size):
-        yield f"max_batch_size {stage.max_batch_size!r} must be a whole number, 1 or more"
+    bounds = (("max_batch_size", 1, MOST_IN_HAND), ("most", 1, MOST_RESULTS), ("standby", 0, MOST_REPLICAS))
+    for argument, least, most in bounds:
+        if not is_whole(value := getattr(stage, argument), least, most):
+            yield f"{argument} {value!r} must be a whole number, {least} to {most}"
     at_once = stage.concurrency
     waits = isinstance(stage.run, str) or stage.server is not None or is_asynchronous(stage.run)
-    if at_once is not None and not is_whole(at_once):
-        yield f"concurrency {at_once!r} must be a whole number, 1 or more"
+    if at_once is not None and not is_whole(at_once, 1, MOST_IN_HAND):
+        yield f"concurrency {at_once!r} must be a whole number, 1 to {MOST_IN_HAND}"
     elif at_once is not None and at_once > 1 and not waits:
         yield f"concurrency {at_once} needs `async def`: a plain function runs one batch at a time"
     if stage.ordered not in (None, True, False):
         yield f"ordered {stage.ordered!r} must be True, False or None"
     if stage.many not in (True, False):
         yield f"many {stage.many!r} must be True or False"
-    if not is_whole(stage.most) or stage.most > MOST_RESULTS:
-        yield f"most {stage.most!r} must be a whole number, 1 to {MOST_RESULTS}"
-    if not is_whole(stage.standby, 0):
-        yield f"standby {stage.standby!r} must be a whole number of replicas, 0 or more"
     yield from problems_of_idle(stage)
     if stage.server is not None:
         yield from _of_server(stage)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.feeds import ways_of
 from inferline_stream.estimator.service_table import service_table
 from inferline_stream.estimator.workload import Workload
+from inferline_stream.pipeline.hardware import MOST_REPLICAS
 from inferline_stream.pipeline.live_classes import longest_s
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Profile
@@ -58,9 +59,6 @@ BUSIEST_KEYS = 8
 
 LUCK = 4.0
 """Standard errors by which the mean of what batches draw may lie below what is expected."""
-
-_MOST_REPLICAS = 1_000_000
-"""Beyond any plan: ends counting where nothing else does."""
 
 
 def missed(opens_s: NDArray[np.float64], closes_s: NDArray[np.float64], service_s: float, allowed: int) -> int:
@@ -240,12 +238,25 @@ class Bounds:
         )
         rate = self.most_rate(stage, (one,))
         cap = replica_cap(self.problem, name, hardware)
-        needed = math.floor(self.required_rate[stage] / rate) + 1 if rate > 0 else _MOST_REPLICAS
+        needed = math.floor(self.required_rate[stage] / rate) + 1 if rate > 0 else MOST_REPLICAS
         needed = max(needed, self._slots[stage])
         one_by_one = rate / one.concurrency
         if needed > cap or math.isinf(self.required_rate[stage]) or one_by_one <= self.key_rate[stage]:
             return None
-        return needed if needed <= _MOST_REPLICAS else None
+        return needed if needed <= MOST_REPLICAS else None
+
+    def affordable(self, stage: int, hardware: str, dollars: float, free: int) -> int:
+        """Most replicas of one kind that are worth a look: more than come events would never be busy.
+
+        Args:
+            stage: position of the stage.
+            hardware: the kind.
+            dollars: per hour, for all of them.
+            free: how many of a kind that costs nothing.
+        """
+        name, price = self.problem.shape.stages[stage], self.problem.catalogue[hardware].price_per_hour
+        bought = dollars / price if price > 0 else free
+        return int(min(bought, replica_cap(self.problem, name, hardware), max(map(len, self._workloads))))
 
     def _largest(self, stage: str, kind: str) -> Allocation:
         """One replica with the largest batch limit and the most batches at once."""

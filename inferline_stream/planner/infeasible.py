@@ -10,6 +10,7 @@ from decimal import ROUND_CEILING, Decimal
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Profile
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import busiest_key, without_order
 from inferline_stream.planner.problem import (
@@ -68,8 +69,8 @@ def does_not_fit(problem: Problem, candidate: Candidate) -> Infeasible:
     return Infeasible(
         f"no plan that meets the SLO of {problem.target_s:.4g} s fits on this machine: beside everything else that "
         f"runs, replicas may have {problem.cores:.2f} cores, and the cheapest plan takes {needed:.2f} "
-        f"({', '.join(parts)}). Use a machine with {math.ceil(needed - problem.cores)} cores more, a longer SLO "
-        "or faster code; --oversubscribe runs it all the same, and then no P99 is credible"
+        f"({', '.join(parts)}). Use a machine with {count_of(math.ceil(needed - problem.cores), 'core')} more, a "
+        "longer SLO or faster code; --oversubscribe runs it all the same, and then no P99 is credible"
     )
 
 

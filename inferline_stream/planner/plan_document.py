@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -14,6 +13,10 @@ from inferline_stream.pipeline.units import format_duration
 
 PLAN_VERSION = 2
 """Raised when a plan's fields change their meaning; a reader refuses versions it does not know."""
+
+
+_MOST = 1e10
+"""Of events per second, seconds, or times the traffic: no pipeline has so many."""
 
 
 class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,8 +101,10 @@ def check_plan(plan: Plan, where: str) -> None:
         missing = sorted(set(plan.allocations) - set(getattr(plan, field)))
         if missing:
             problems.append(f"{where}: {field} lacks stage {', '.join(missing)}; run `inferline-stream plan` again")
-    if plan.reserve is not None and not 0 <= plan.reserve < math.inf:
-        problems.append(f"{where}: reserve {plan.reserve} must be 0 or more times the planned traffic")
+    numbers = {"reserve": plan.reserve, "SLO in seconds": plan.slo_s, "arrival_rate": plan.arrival_rate}
+    for what, number in numbers.items():
+        if number is not None and not 0 <= number <= _MOST:
+            problems.append(f"{where}: {what} {number} must be 0 to {_MOST:g}")
     if plan.order not in ORDERS:
         problems.append(f"{where}: order {plan.order!r} is none; use {' or '.join(map(repr, ORDERS))}")
     if not plan.slo_s > 0:

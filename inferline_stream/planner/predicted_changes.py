@@ -25,6 +25,7 @@ from inferline_stream.planner.batch_holds import holds
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.problem import (
+    COST_EPSILON,
     Candidate,
     Option,
     arrival_rates,
@@ -276,10 +277,9 @@ class Surrogate:
         price, within_s = price_of(problem, self.base[stage]), self._within_s(stage)
         found: list[Option] = []
         for kind in hardware_kinds(problem, name):
-            each = problem.catalogue[kind].price_per_hour
             pairs = holds(problem, stage, kind, rate=self._rates[stage], within_s=within_s)
             forms = replica_forms(problem, name, kind)
-            count = int(min(math.ceil(price / each - 1e-9) - 1, replica_cap(problem, name, kind))) if each > 0 else 0
+            count = self._bounds.affordable(stage, kind, price - COST_EPSILON, free=0)
             if count <= self._in_vain.get((stage, kind), 0):
                 continue
             began = len(found)

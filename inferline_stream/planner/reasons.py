@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from inferline_stream.estimator.evaluation import StageStatistics, evaluate
 from inferline_stream.pipeline.plan import Allocation, counts_by_kind, hold_of
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import key_bound, without_order
 from inferline_stream.planner.problem import (
@@ -170,7 +170,7 @@ class Reasons:
     def _count(self, stage: int) -> str:
         option, busy = self._candidate[stage], self._statistics[stage].utilization
         replicas = sum(part.replicas for part in option)
-        words = f"{replicas} {'replica is' if replicas == 1 else 'replicas are'} busy {busy:.0%} of the time"
+        words = f"{count_of(replicas, 'replica')} {'is' if replicas == 1 else 'are'} busy {busy:.0%} of the time"
         if replicas == 1:
             return words
         *others, last = option

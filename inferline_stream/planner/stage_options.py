@@ -16,7 +16,6 @@ from inferline_stream.planner.problem import (
     Problem,
     hardware_kinds,
     price_of,
-    replica_cap,
     replica_forms,
 )
 
@@ -59,14 +58,12 @@ def _options(bounds: Bounds, stage: int, dearest: float, *, thinned: bool) -> It
         for form in replica_forms(problem, name, kind):
             fewest = bounds.fewest_replicas(stage, kind, form.max_batch_size, form.concurrency)
             if fewest is not None:
-                for count in _counts(problem, name, kind, fewest=fewest, dearest=dearest, thinned=thinned):
+                most = bounds.affordable(stage, kind, dearest + COST_EPSILON, free=fewest * 4 + 8)
+                for count in _counts(fewest, most, thinned=thinned):
                     yield (replace(form, replicas=count),)
 
 
-def _counts(problem: Problem, name: str, kind: str, *, fewest: int, dearest: float, thinned: bool) -> Iterator[int]:
-    price = problem.catalogue[kind].price_per_hour
-    affordable = dearest / price + 1 if price > 0 else fewest * 4 + 8
-    most = int(min(affordable, replica_cap(problem, name, kind)))
+def _counts(fewest: int, most: int, *, thinned: bool) -> Iterator[int]:
     last = 0
     for count in range(fewest, most + 1):
         if not thinned or not last or count - last >= count // THINNING:
@@ -85,7 +82,7 @@ def topped_up(bounds: Bounds, stage: int, dearest: float) -> list[Option]:
             continue
         forms = itertools.product(replica_forms(problem, name, scarce), replica_forms(problem, name, other))
         for form, other_form in forms:
-            for count in _counts(problem, name, other, fewest=1, dearest=dearest, thinned=True):
+            for count in _counts(1, bounds.affordable(stage, other, dearest, free=12), thinned=True):
                 option = combined(problem, [replace(form, replicas=stock), replace(other_form, replicas=count)])
                 if service_rate(problem, stage, option) > bounds.required_rate[stage]:
                     found.append(option)
@@ -139,16 +136,15 @@ def in_place_of(
     Returns:
         Options that are fast enough and cost less; with none fewer, less than another replica like the present.
     """
-    problem, name = bounds.problem, bounds.problem.shape.stages[stage]
+    problem = bounds.problem
     rest = [a for a in option if a is not part]
     rest += [replace(part, replicas=part.replicas - fewer)] * (part.replicas > fewer)
     missing = bounds.required_rate[stage] - service_rate(problem, stage, tuple(rest))
     fewest = max(1, math.floor(missing / service_rate(problem, stage, (one,))) + 1)
     room = price_of(problem, option) - price_of(problem, tuple(rest))
     room += problem.catalogue[part.hardware].price_per_hour if fewer == 0 else 0.0
-    price = problem.catalogue[one.hardware].price_per_hour
-    most = (room - COST_EPSILON) / price if price > 0 else fewest + TRIED_COUNTS
-    counts = range(fewest, int(min(most, replica_cap(problem, name, one.hardware))) + 1)
+    most = bounds.affordable(stage, one.hardware, room - COST_EPSILON, free=fewest + TRIED_COUNTS)
+    counts = range(fewest, most + 1)
     return [combined(problem, [*rest, replace(one, replicas=count)]) for count in counts]
 
 

@@ -15,6 +15,7 @@ from inferline_stream.actuators.devices import Device, carries
 from inferline_stream.actuators.nvml import devices
 from inferline_stream.isolation import limits
 from inferline_stream.pipeline.hardware import SLICE, Hardware
+from inferline_stream.pipeline.units import count_of
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
         needs = f"{hardware.gpu_model or 'a GPU'} {hardware.slice}".rstrip() + (f" × {needed}" if needed > 1 else "")
         return f"this machine has {', '.join(machine.gpus)}, and {needs} is needed"
     if hardware.cores > machine.cores:
-        return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
+        return f"this machine has {count_of(machine.cores, 'core')}, {hardware.name} needs {hardware.cores:g}"
     return None
 
 

@@ -15,6 +15,7 @@ from inferline_stream.errors import InferlineError, InvalidInput
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.topology import Pipeline, Sample, Stage
+from inferline_stream.pipeline.units import moment_s
 from inferline_stream.profiler.benches import Benches, benches_here
 from inferline_stream.profiler.replica_failures import ReplicaFailed, blame
 from inferline_stream.profiler.this_host import sample_spec
@@ -51,6 +52,20 @@ def event_problems(pipeline: Pipeline, folder: Path) -> list[str]:
                     found.append(f"{file}: stage {stage.name!r} cannot take the event {shown} ({error})")
                     break
     return found
+
+
+def deadline_problems(pipeline: Pipeline, now_s: float) -> list[str]:
+    """Background topics of a valid pipeline that should be done by a time that is over; `run` takes them all the same.
+
+    Args:
+        pipeline: what the topology declares.
+        now_s: seconds since the epoch.
+    """
+    return [
+        f"{pipeline.declared}: source topic {topic.name!r}: finish_by {topic.finish_by!r} is over; give a time to come"
+        for topic in pipeline.others
+        if topic.finish_by is not None and moment_s(topic.finish_by) <= now_s
+    ]
 
 
 async def building_problems(pipeline: Pipeline, topology: Path, limits: Settings) -> tuple[list[str], dict[str, float]]:

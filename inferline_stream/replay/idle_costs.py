@@ -12,7 +12,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.tuner.plan_basis import Basis
 from inferline_stream.tuner.sleeping_stages import start_up_s
 from inferline_stream.tuner.traffic import RATE_WINDOW_S
@@ -79,7 +79,8 @@ class IdleCosts:
         if not self.wakes:
             return words + " The sample has no such time without events." + self._saved()
         share = self.late / self.events
-        words += f" On the sample they wake {self.wakes} times, and {share:.2%} of the events are late by it"
+        wakes = count_of(self.wakes, "time")
+        words += f" On the sample they wake {wakes}, and {share:.2%} of the events are late by it"
         if share > 1 - objective:
             return words + f": the SLO cannot hold, which allows {1 - objective:.4g}." + self._saved()
         return words + "." + self._saved()

@@ -15,7 +15,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.spot import is_spot, on_demand
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.replay.loop import Conditions, Loss, replay
 from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.policy import initial_state, step
@@ -83,9 +83,9 @@ class SpotMix:
         for loss in self.losses:
             often = f"about every {loss.every_h:.3g} h" if math.isfinite(loss.every_h) else "never, as declared"
             words += (
-                f" {loss.hardware} ({loss.replicas} replicas) goes {often}, with {format_duration(loss.notice_s)} of "
-                f"notice: {loss.late:.2%} of the events of that hour are late by it, and on-demand replicas cost up to "
-                f"${loss.cost_per_hour:.4f}/h until it is back."
+                f" {loss.hardware} ({count_of(loss.replicas, 'replica')}) goes {often}, with "
+                f"{format_duration(loss.notice_s)} of notice: {loss.late:.2%} of the events of that hour "
+                f"are late by it, and on-demand replicas cost up to ${loss.cost_per_hour:.4f}/h until it is back."
             )
         if self.safer_per_hour is not None:
             words += (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.replay.group_contest import GroupContest
 from inferline_stream.runs.group_advice import SEEN, WAY_HEADS, WAYS, Advice, seen_rows, verdict, way_rows
 from inferline_stream.runs.html_page import page_of, section, table_of
@@ -17,8 +17,8 @@ def advice_page(advice: Advice) -> str:
     good = found is not None and (now := found.row("now")) is not None and now.keeps_objective
     sentences = "".join(f'<p class="verdict {"good" if good else ""}">{escape(text)}</p>' for text in verdict(advice))
     about = (
-        f"{advice.events} events in {format_duration(advice.watched_s)}; an SLO of {format_duration(advice.slo_s)} for "
-        f"{100 * advice.objective:.4g} % of them"
+        f"{count_of(advice.events, 'event')} in {format_duration(advice.watched_s)}; an SLO of "
+        f"{format_duration(advice.slo_s)} for {100 * advice.objective:.4g} % of them"
     )
     head = f"<h1>Advice for {escape(advice.pipeline)}</h1><p class=quiet>{about}</p>"
     tiles = [

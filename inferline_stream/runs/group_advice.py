@@ -17,7 +17,7 @@ from inferline_stream.pipeline.group_model import group_model
 from inferline_stream.pipeline.group_profile import GroupProfile, Learned
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.profiler.group_learner import GroupLearner
 from inferline_stream.replay.group_contest import LEAST_S, GroupContest, GroupRow, Way, contest, replayed_p99_s
 
@@ -190,7 +190,8 @@ def _doubts(profiles: Mapping[str, GroupProfile]) -> Iterator[str]:
                 f"{format_duration(profile.rebalance.longest_s)}"
             )
         if profile.workers > profile.partitions and not shares:
-            yield f"group {name!r}: {profile.workers} members share {profile.partitions} partitions; the rest are idle"
+            shared = count_of(profile.partitions, "partition")
+            yield f"group {name!r}: {profile.workers} members share {shared}; the rest are idle"
 
 
 def verdict(advice: Advice) -> Iterator[str]:

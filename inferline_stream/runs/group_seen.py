@@ -14,6 +14,7 @@ from inferline_stream.pipeline.group_look import GroupLook
 from inferline_stream.pipeline.group_profile import Learned
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.profiler.group_learner import GroupLearner
 
 
@@ -102,7 +103,7 @@ def declaration(found: Mapping[str, Mapping[str, int]]) -> str:
             f"{name} = ConsumerGroup(",
             f'    "{re.sub(r"[^A-Za-z0-9_-]", "-", group)}",',
             f'    group="{group}",',
-            f'    topic="{topic}",  # {topics[topic]} partitions',
+            f'    topic="{topic}",  # {count_of(topics[topic], "partition")}',
             "    # after=[...],  # the group that writes this topic; without it, events enter here",
             '    # workers=Deployment("namespace/name"),  # who changes their number; needed by `run`, not by `advise`',
             '    hardware="cpu-1",  # what a worker runs on, for its price',

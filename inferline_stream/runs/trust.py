@@ -14,6 +14,7 @@ from statistics import median
 import msgspec
 
 from inferline_stream.errors import Infeasible, InvalidFile, UsageError
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.runs.archive import finished_runs, read_record
 from inferline_stream.runs.replay_inputs import inputs_of_run
 
@@ -98,7 +99,7 @@ def _trusted(folder: Path) -> TrustedRun | str:
         if report.advisory:
             return "advisory: its decisions were not carried out"
         if report.p99_s is None or report.slo_miss_rate is None or report.events_out < FEWEST_EVENTS:
-            return f"{report.events_out} events came through; {FEWEST_EVENTS} make a P99"
+            return f"{count_of(report.events_out, 'event')} came through; {FEWEST_EVENTS} make a P99"
         outcome = inputs_of_run(folder).replayed()
     except (Infeasible, InvalidFile, UsageError) as error:
         return str(error)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.pipeline.fallback import UNMET_S, UNMET_SHARE
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected_multiple
 from inferline_stream.tuner.observation import Observation, StageObservation
@@ -309,7 +310,8 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
         drain_s = max([knobs.drain_s, *(_start_up_s(kind, stage, seen) for kind in stage.kinds)])
         if arriving + backlog / drain_s > needed:
             needed, reason = arriving + backlog / drain_s, Reason.BACKLOG
-            detail = f"{backlog} records wait, the oldest for {there.oldest_lag_s:.2f} s, and {arriving:.1f}/s arrive"
+            queued = f"{count_of(backlog, 'record')} in the queue, the oldest for {there.oldest_lag_s:.2f} s"
+            detail = f"{queued}, and {arriving:.1f}/s arrive"
     share, busy = there.degraded_share, there.utilization is None or there.utilization >= BUSY
     if degraded and busy:
         supply = sum(own.ready * throughputs.get(kind, 0.0) for kind, own in there.supply.items())

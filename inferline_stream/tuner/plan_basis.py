@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
+from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.plan import Plan, hold_of
@@ -273,11 +274,11 @@ def basis_of(
         knobs: see `Basis`.
 
     Raises:
-        ValueError: the plan has no envelope window that long, no stages, or a stage without an allocation.
+        InvalidInput: the plan has no envelope window that long, no stages, or a stage without an allocation.
     """
     envelope = [(w, n) for w, n in plan.envelope if w >= shortest_window_s]
     if not envelope or not plan.allocations or not all(plan.allocations.values()):
-        raise ValueError(
+        raise InvalidInput(
             f"plan of {plan.pipeline!r}: needs stages with allocations and an envelope with windows of "
             f"{shortest_window_s} s or more; make it again with `inferline-stream plan`"
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.demand import Demand, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
@@ -155,10 +156,8 @@ def _raised(
         left = _less(left, before, now)
         wanted[stage.name] = now
         if fit.short is not None and not (fit.short is Reason.SERVER_LIMIT and demand.reason is Reason.INSURANCE):
-            given = sum(now.values())
-            short.append(
-                Doubt(fit.short, stage.name, f"stage {stage.name!r} needs more than {given} replicas: {demand.detail}")
-            )
+            given = count_of(sum(now.values()), "replica")
+            short.append(Doubt(fit.short, stage.name, f"stage {stage.name!r} needs more than {given}: {demand.detail}"))
     return wanted, tuple(limited), tuple(short)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.pipeline.spot import Spot, on_demand
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.mixture import mixture
 from inferline_stream.tuner.observation import Observation
@@ -90,8 +90,7 @@ def _come_back(state: TunerState, held: Mapping[str, dict[str, int]], kind: str)
 
 
 def _lost(kind: str, count: int, spot: Spot) -> str:
-    replicas = "1 replica" if count == 1 else f"{count} replicas"
-    words = f"{replicas} of {kind} will be taken within {spot.notice}; others are asked for now"
+    words = f"{count_of(count, 'replica')} of {kind} will be taken within {spot.notice}; others are asked for now"
     return words if spot.most is None else f"{words}, for at most ${spot.most:g}/h of {on_demand(kind)}"
 
 

@@ -109,7 +109,7 @@ async def test_a_sink_that_has_to_end_leaves_a_silent_receiver_and_what_that_has
             sink.process.send_signal(signal.SIGTERM)
             _, said = await sink.process.communicate()
         assert sink.process.returncode == 5
-        assert b"not written in time; they come again" in said
+        assert b"not written in time; to be read again" in said
         receiver.answering.set()
         async with running("sinks.webhook", where, topic, "--url", receiver.url) as sink:
             await until(lambda: len(set(receiver.keys)) == 20, "every event is posted")

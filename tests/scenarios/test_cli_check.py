@@ -76,6 +76,13 @@ def test_a_sound_topology_passes(folder: Path) -> None:
     assert "pipeline 'moderation' is sound; its 3 stages were built in worker processes" in result.stdout
 
 
+def test_background_events_that_should_be_done_already_are_refused(folder: Path) -> None:
+    archive = 'source=[Topic("posts"), Topic("archive", background=True, finish_by="1999-12-31T00:00:00Z")]'
+    result = check(folder, ('source=Topic("posts")', archive))
+    assert result.exit_code == 3
+    assert "source topic 'archive': finish_by '1999-12-31T00:00:00Z' is over; give a time to come" in result.stderr
+
+
 @pytest.mark.parametrize(("gathered", "counts"), [("many.gathered()", "events"), ("many", "results")])
 def test_it_says_how_many_results_an_event_may_have_and_what_the_slo_counts(
     folder: Path, gathered: str, counts: str
@@ -184,4 +191,4 @@ def test_events_of_every_source_keep_a_pipeline_awake(folder: Path) -> None:
         ("# late", again), ("verdict],", "verdict, again],"), ('slo="250ms"', 'slo="1us", idle="60s"'),
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "On the sample they wake 1 times, and 16.67% of the events are late by it" in result.stdout  # of six
+    assert "On the sample they wake 1 time, and 16.67% of the events are late by it" in result.stdout  # of six

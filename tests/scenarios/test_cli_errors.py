@@ -50,6 +50,12 @@ TABLE = [
     Bad("a flag's variable nearly right", "check reviews", 2, "did you mean INFERLINE_OUTPUT?", {"INFERLINE_OUTPTU": "json"}),
     Bad("a flag's variable with no choice", "check reviews", 2, "'xml' is not one of", {"INFERLINE_OUTPUT": "xml"}),
     Bad("a setting that is no time", "check reviews", 2, "'soon' is not a number of seconds, or a duration such as 250ms", {"INFERLINE_LEASE_S": "soon"}),
+    Bad("a setting that is no number", "check reviews", 2, "INFERLINE_LEASE_S='nan' is not a number of seconds", {"INFERLINE_LEASE_S": "nan"}),
+    Bad("a setting below nothing", "check reviews", 2, "INFERLINE_LEASE_S='-1' is not a number of seconds", {"INFERLINE_LEASE_S": "-1"}),
+    Bad("a setting of Kafka that is not there", "check reviews", 2, "INFERLINE_KAFKA_CONFIG=nowhere cannot be read", {"INFERLINE_KAFKA_CONFIG": "nowhere"}),
+    Bad("a file of Kafka's settings that is no text", "check reviews", 2, f"INFERLINE_KAFKA_CONFIG={sys.executable} cannot be read: 'utf-8' codec", {"INFERLINE_KAFKA_CONFIG": sys.executable}),
+    Bad("an authority that is none", f"status reviews --bootstrap-servers {NOBODY}", 2, "Kafka's ssl.ca.location=reviews/topology.py cannot be used", {"INFERLINE_KAFKA_SSL_CA_LOCATION": "reviews/topology.py"}),
+    Bad("a window after the calendar's end", f"scale reviews --at 9999-12-31 --reserve 2 --bootstrap-servers {NOBODY}", 2, "--at '9999-12-31'"),
     Bad("a setting in a unit that is none", "check reviews", 2, "INFERLINE_LEASE_S='2 parsecs'", {"INFERLINE_LEASE_S": "2 parsecs"}),
     Bad("an SLO without a unit", "plan reviews --slo 150", 2, 'write a number and its unit'),
     Bad("an SLO of nothing", "plan reviews --slo 0ms", 2, "must be above 0"),
@@ -58,7 +64,11 @@ TABLE = [
     Bad("arrivals that are not replayed", "run reviews --no-replay --arrivals reviews/arrivals.csv", 2, "leave one of them out"),
     Bad("an exporter that is none", "run reviews --tracing otpl", 2, "--tracing 'otpl': installed are"),
     Bad("a reserve that is held by nobody", "run reviews --reserve 2 --policy inferline", 2, "held by the default policy"),
-    Bad("a reserve without end", "plan reviews --reserve inf", 2, "inf is no multiple of traffic; give a number such as 2"),
+    Bad("a reserve without end", "plan reviews --reserve inf", 2, "'inf': Input should be less than or equal to 20"),
+    Bad("a seed below nothing", "plan reviews --seed -1", 2, "'-1': Input should be greater than or equal to 0"),
+    Bad("a rehearsal in no time", "rules reviews --faster inf", 2, "'inf': Input should be less than or equal to 1000"),
+    Bad("a name that no file has", f"check {'a' * 5000}", 3, "cannot be read (File name too long)"),
+    Bad("a folder that no file system has", f"init {'a' * 5000}", 2, "File name too long; name another one"),
     Bad("a reserve below nothing", "run reviews --reserve -1", 2, "greater than or equal to 0"),
     Bad("a reserve in a replay of none", "replay reviews --reserve 2 --policy none", 2, "held by the default policy, not by none"),
     Bad("a reserve for what runs already", f"deploy reviews --reserve 2 --bootstrap-servers {NOBODY}", 2, "are for --target kubernetes"),
@@ -89,9 +99,9 @@ TABLE = [
     Bad("a time for what lapses by itself", "scale reviews --notice node/x=2m --for 10m --bootstrap-servers x:1", 2, "--for '10m' has nothing to end"),
     *(
         Bad(f"the address {address!r}", f"status reviews --bootstrap-servers={address}", 2, "is not an address of Kafka; write host:port, e.g. localhost:9092")
-        for address in ("localhost:port", "localhost:9092:", ":9092", "localhost:99999")
+        for address in ("localhost:port", "localhost:9092:", ":9092", "localhost:99999", "a..b:1", f"{'a' * 64}:1", f"localhost:{'9' * 5000}")
     ),
-    Bad("a Kafka without a port that is not there", "status reviews --bootstrap-servers nobody.invalid", 5, "Kafka at nobody.invalid does not answer", QUICK),
+    Bad("a Kafka without a port that is not there", "status reviews --bootstrap-servers 255.255.255.255", 5, "Kafka at 255.255.255.255 does not answer", QUICK),
     Bad("a folder that is taken", "init reviews", 2, "holds topology.py"),
     Bad("a folder that is a file", "init reviews/topology.py/here", 2, "cannot write into the folder reviews/topology.py/here: Not a directory"),
     Bad("a topology that is not there", "check nothing/topology.py", 3, "nothing/topology.py: cannot be read"),

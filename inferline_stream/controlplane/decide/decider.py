@@ -210,7 +210,7 @@ class Decider:
         tried, code = self.overrides.canary, None if override is None else override.code
         name = "" if tried is None or tried.code is None else tried.code.name
         self.overrides = self.overrides.with_record(key, override)
-        logger.info("override %s: %s", key, override or "taken back")
+        logger.info("override %s: %s", key, override or "not set")
         self.follow_people()
         if override is not None and override.kind in ("limits", "scale"):
             self._warn_of_none(override)

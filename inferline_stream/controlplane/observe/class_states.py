@@ -9,6 +9,7 @@ from inferline_stream.controlplane.observe.event_class import EventClass
 from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.pool_reports import Latencies, PoolReports
 from inferline_stream.observability.pipeline_state import BackgroundState, ClassState
+from inferline_stream.pipeline.units import count_of
 
 FEWEST_SERVED = 100
 """Background events from which on what they take is known: of smaller batches, they take longer than live ones."""
@@ -67,7 +68,7 @@ def background_words(backgrounds: Mapping[str, EventClass], time_s: float) -> st
     found = []
     for topic, of_class in backgrounds.items():
         if rate := of_class.needed_rate(time_s):
-            why = f"{of_class.left} records of {topic} left"
+            why = f"{count_of(of_class.left, 'record')} of {topic} left"
             if of_class.finish_s is not None:
                 why += f", to finish by {datetime.fromtimestamp(of_class.finish_s, UTC):%Y-%m-%d %H:%M} UTC"
             found.append(f"{rate:.1f}/s for {why}")

@@ -15,6 +15,7 @@ import msgspec
 
 from inferline_stream.dataplane.slot_grants import CanaryShare
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
+from inferline_stream.pipeline.hardware import MOST_REPLICAS
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 from inferline_stream.pipeline.schedule import Every, On, TrafficSchedule, check_amounts
 from inferline_stream.planner.plan_document import PLAN_VERSION, check_plan
@@ -191,9 +192,6 @@ _MOST = 2**53
 
 _LAST_S = 250_000_000_000
 """Seconds since the epoch: the calendar of Python ends soon after."""
-
-MOST_REPLICAS = 1_000_000
-"""More is a mistake of the writer, and no counter can overflow below."""
 
 DECISIONS_KEPT = 500
 """Decisions that stay in the compacted topic; older ones are taken out as new ones come."""

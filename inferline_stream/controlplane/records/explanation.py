@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from inferline_stream.controlplane.records.control_records import Overrides, SloRecord
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.plan import Plan, in_words
-from inferline_stream.pipeline.units import format_duration
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.hour_ahead import HourAhead
 
@@ -51,6 +51,16 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
     }
 )
 """What a reason means, said afterwards."""
+
+_AMOUNTS: Mapping[str, Callable[[float], str]] = {
+    "slo": format_duration,
+    "notice": format_duration,
+    "price": "${:g}/h".format,
+    "reserve": "{:g} times".format,
+    "traffic": "{:g} times".format,
+    "canary": "{:.3g} of the events".format,
+}
+"""How the value of an override is written; a number of replicas where its kind is left out."""
 
 _BEGINNINGS = {"initial": "the run began", "taken_over": "went on from a controller that fell silent"}
 
@@ -100,14 +110,15 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
     for key, override in sorted(story.overrides.by_key.items()):
         until = "" if override.until_s is None else f" until {_time(override.until_s)}"
         numbers = [override.value, override.minimum, override.maximum]
-        what = " to ".join(f"{n:g}" for n in numbers if n is not None and override.kind != "code")
+        written = _AMOUNTS.get(override.kind, "{:g}".format)
+        what = " to ".join(written(n) for n in numbers if n is not None and override.kind != "code")
         yield f"Set by {override.who or 'somebody'}{until}: {key} {what}".rstrip()
     for decision in story.decisions[-last:]:
         yield from _of_decision(decision)
     if story.hours:
         dollars, span = sum(hour.cost_per_hour for hour in story.hours), len(story.hours)
         cost = f"${dollars:.2f} in the plan's mixture before what the policy adds"
-        yield f"The next {span} hours by the clock of {story.zone}, {cost}:"
+        yield f"The next {count_of(span, 'hour')} by the clock of {story.zone}, {cost}:"
         yield from (_of_hour(hour, story.zone) for hour in story.hours)
 
 

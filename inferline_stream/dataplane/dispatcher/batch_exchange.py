@@ -34,6 +34,7 @@ from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.pipeline.fallback import FALLBACK, MAIN
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.pipeline.version import version_on
 
 logger = logging.getLogger(__name__)
@@ -262,11 +263,12 @@ class BatchExchange:
             return  # of another dispatcher's time
         tried = pool is self._canary.pool
         if tried and len(frame.outcomes) != hand.batch_size:
-            why = f"{len(frame.outcomes)} outcomes for {hand.batch_size} events"
+            why = f"{count_of(len(frame.outcomes), 'outcome')} for {count_of(hand.batch_size, 'event')}"
             self._canary.end(session, replica, blamed=True, why=why)
             return
         if hand.events and len(frame.outcomes) != len(hand.events):
-            self._give_up(replica, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
+            answered = count_of(len(frame.outcomes), "outcome")
+            self._give_up(replica, f"answered {answered} for a batch of {len(hand.events)}")
             return
         done = next((at for at, outcome in enumerate(frame.outcomes) if type(outcome) is not Failed), None)
         success = done is not None

@@ -34,6 +34,7 @@ from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import LIMIT_BYTES, Header, Record, murmur2, record_bytes
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX
+from inferline_stream.pipeline.units import count_of
 
 _HASHES_REMEMBERED = 65_536
 
@@ -178,7 +179,7 @@ class Emitter:
         most, limit_bytes = self._routes.most, MANY_BYTES * self.result_bytes
         if isinstance(outcome, Many):
             if len(results) > most:
-                what = f"{len(results)} results for an event of a stage that may give {max(1, most)}"
+                what = f"{count_of(len(results), 'result')} for an event of a stage that may give {max(1, most)}"
                 return Failed("TooManyResults", what, "")
             if sum(len(done.value) for done in outcome.results) > limit_bytes:
                 return Failed("Oversize", f"more than {limit_bytes} bytes of results", "")

@@ -28,6 +28,7 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.replica_trust import MAX_BACK_OFF_S, MIN_BACK_OFF_S, Suspicion
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.pipeline.event_classes import class_of
+from inferline_stream.pipeline.units import count_of
 
 KILLS = 2
 """Replicas that an event must kill alone to be condemned; one where another event of its lost batch was."""
@@ -318,5 +319,4 @@ def _lane(event: Event) -> tuple[int, bytes | None]:
 
 
 def _verdict(kills: int, cause: str) -> str:
-    replicas = "1 replica" if kills == 1 else f"{kills} replicas"
-    return f"{replicas} ended while running this event alone" + (f": {cause}" if cause else "")
+    return f"{count_of(kills, 'replica')} ended while running this event alone" + (f": {cause}" if cause else "")

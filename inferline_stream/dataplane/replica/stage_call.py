@@ -21,6 +21,7 @@ from inferline_stream.dataplane.replica.emulated_hardware import EmulatedHardwar
 from inferline_stream.errors import ServerUnavailable, StageFailed
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.units import count_of
 
 Result = TypeVar("Result")
 
@@ -323,6 +324,6 @@ async def run_batch_awaited(
             name = type(results).__qualname__
             raise StageFailed(f"returned {name}; return a list, one result per event") from None
         if count != len(batch):
-            raise StageFailed(f"returned {count} results for a batch of {len(batch)}; return one per event")
+            raise StageFailed(f"returned {count_of(count, 'result')} for a batch of {len(batch)}; return one per event")
         outcomes += [attempt(settle, result) for result in results]
     return Settled(outcomes, calls, too_large)

@@ -24,6 +24,7 @@ from inferline_stream.pipeline.fallback import MAIN, VERSION_NAMES
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import HEADER_PREFIX
 from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Result, Stage, is_asynchronous
+from inferline_stream.pipeline.units import count_of
 from inferline_stream.pipeline.version import format_between
 
 Outcomes = Sequence[Answer]
@@ -181,7 +182,8 @@ class StageCode:
             raise TypeError(f"gives {type(result).__qualname__} for an event; declared many=True, it gives a list")
         first = list(itertools.islice(result, self._most + 1))
         if len(first) > self._most:
-            raise TooManyResults(f"gives more than {self._most} results for an event; most= of the stage allows more")
+            most = count_of(self._most, "result")
+            raise TooManyResults(f"gives more than {most} for an event; most= of the stage allows more")
         return Many(tuple(self._done(each, version) for each in first if each is not None))
 
     def _done(self, result: Any, version: int) -> Done:

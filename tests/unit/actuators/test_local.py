@@ -129,6 +129,12 @@ async def test_logs_that_cannot_be_written_are_refused_with_their_file_and_the_r
         await LocalActuator(ProcessTerms(str(tmp_path / "logs"))).observe()
 
 
+async def test_a_socket_that_cannot_be_written_is_refused_with_its_file_and_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "sockets").write_text("a file where the folder belongs")
+    with pytest.raises(InvalidFile, match=r"supervisor\.sock: cannot be written \(File exists\); set XDG_RUNTIME_DIR"):
+        await LocalActuator(ProcessTerms(str(tmp_path / "logs")), tmp_path / "sockets").observe()
+
+
 async def test_a_failing_replica_is_explained_by_its_last_words(tmp_path: Path) -> None:
     async with doubles(tmp_path, "broken") as local:
         await local.scale("broken", "kind", 1)

@@ -32,7 +32,7 @@ def test_events_that_are_left_in_kafka_are_said_to_be_there() -> None:
 
 
 def test_a_run_that_lost_events_fails_with_code_1_also_without_a_gate() -> None:
-    with pytest.raises(InferlineError, match=r"^3 events were lost: .* See what .* wrote in here/logs$") as raised:
+    with pytest.raises(InferlineError, match=r"^3 events lost, .* See what .* wrote in here/logs$") as raised:
         judge(report(lost=3), None, LOGS)
     assert raised.value.exit_code == 1
 

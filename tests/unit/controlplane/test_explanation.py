@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import pytest
 
 from inferline_stream.controlplane.records.control_records import Override, Overrides, SloRecord
 from inferline_stream.controlplane.records.explanation import WORDS, PlanHistory, document, sentences
@@ -95,6 +96,21 @@ def test_a_decision_is_reported_with_who_why_and_on_which_numbers() -> None:
 
 def test_what_people_have_set_is_reported() -> None:
     assert "Set by eve: limits/a 1 to 6" in list(sentences(STORY, 10))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (Override("slo", value=0.3), "slo 300ms"),
+        (Override("price", "t4", 0.45), "price/t4 $0.45/h"),
+        (Override("notice", "t4-spot", 120.0, until_s=2e9), "notice/t4-spot 2m"),
+        (Override("traffic", "2027-11-26", 3.0), "traffic/2027-11-26 3 times"),
+        (Override("scale", "a", 4), "scale/a 4"),
+    ],
+)
+def test_what_people_have_set_is_reported_with_its_unit(override: Override, words: str) -> None:
+    said = sentences(PlanHistory("p", STORY.plans, (), Overrides({override.key: override})), 1)
+    assert any(line.startswith("Set by somebody") and line.endswith(f": {words}") for line in said)
 
 
 def test_only_the_newest_are_reported_and_the_first_of_them_still_knows_what_it_changed() -> None:

@@ -94,6 +94,10 @@ def test_the_only_pipeline_may_have_any_name(tmp_path: Path) -> None:
         ("import a_module_that_nobody_has", "topology.py:1: ModuleNotFoundError: No module named"),
         ("def f():\n    return missing\n\nf()", "topology.py:2: NameError: name 'missing' is not defined"),
         ("raise SystemExit(3)", "topology.py:1: SystemExit: 3"),
+        ("class Mine(BaseException):\n    pass\n\nraise Mine(4)", "topology.py:4: topology.Mine: 4"),
+        ("raise BaseExceptionGroup('several', [KeyboardInterrupt()])", "topology.py:1: BaseExceptionGroup: several"),
+        ("def f():\n    return f()\n\nf()", "topology.py:2: RecursionError: maximum recursion depth exceeded"),
+        (f"x = {'-' * 30_000}1", "topology.py:"),  # Pythons name it differently
         ("from inferline_stream import Stage\nStage('a', list, hardware=['x'], after=7)",
          "topology.py:2: TypeError: after= takes a list, not int; write after=[...]"),
         ("import msgspec\nmsgspec.json.decode(b'{')", "topology.py:2: msgspec.DecodeError"),
@@ -149,6 +153,7 @@ def test_a_module_beside_the_topology_wins_over_one_of_another_folder(tmp_path: 
         ("scoring", "'scoring' does not name code; write \"module:name\""),
         ("nowhere_at_all:run", "code 'nowhere_at_all:run' cannot be loaded (ModuleNotFoundError: No module named"),
         ("half_written:run", "cannot be loaded (AttributeError: module 'half_written' has no attribute 'run'); give a"),
+        ("half_bare:run", "half_bare.py:1: code 'half_bare:run' cannot be loaded (BaseException: bare"),
         ("half_broken:run", "half_broken.py:2: code 'half_broken:run' cannot be loaded (ZeroDivisionError"),
     ],
 )
@@ -157,6 +162,7 @@ def test_code_that_cannot_be_loaded_is_reported_with_its_name_and_the_remedy(
 ) -> None:
     write(tmp_path, "x = 1\n", "half_written.py")
     write(tmp_path, "x = 1\ny = 1 / 0\n", "half_broken.py")
+    write(tmp_path, "raise BaseException('bare')", "half_bare.py")
     with pytest.raises(InvalidTopology) as raised:
         load_code(name, tmp_path)
     assert said in str(raised.value)

@@ -25,6 +25,10 @@ def test_a_ramp_rises_steadily_and_then_stays() -> None:
     assert counts == pytest.approx([50 * 150, 50 * 250, 50 * 300], rel=0.05)
 
 
+def test_a_ramp_of_a_year_is_made_of_no_more_levels_than_one_of_an_hour() -> None:
+    assert np.unique(made("ramp:from=0.001,to=0.001,over=366d,cv=0")).size == pytest.approx(366 * 86.4, rel=0.15)
+
+
 def test_levels_follow_each_other_and_may_be_silent() -> None:
     times = made("levels:100x60s,0x30s,200x60s,cv=0")
     assert np.histogram(times, bins=[0, 60, 90, 150])[0] == pytest.approx([6000, 0, 12000], abs=2)
@@ -48,6 +52,8 @@ def test_names_of_files_and_topics_describe_no_traffic(text: str) -> None:
         ("gamma:rate=nan", "rate nan"),
         ("gamma:rate=0", "rate must be above 0"),
         ("gamma:rate=10,cv=-1", "cv -1"),
+        ("gamma:rate=10,cv=1e300", "cv 1e300 must be 0 to 1000"),
+        ("ramp:from=1,to=2,over=36500d", "'36500d' must be above 0 and at most 366d"),
         ("gamma:rate=10,for=0s", "must be above 0"),
         ("gamma:rate=10,for=10", "unit"),
         ("gamma:rate=10,size=3", "unknown part 'size=3'"),

@@ -61,6 +61,9 @@ def test_emulated_kinds_use_no_core() -> None:
         {"price_per_hour": math.nan},
         {"cores": -1},
         {"cores": math.inf},
+        {"price_per_hour": 1e300},
+        {"cores": 10**30},
+        {"stock": 2_000_000},
         {"gpus": -1},
         {"stock": -1},
         {"gpus": 1.5},
@@ -74,9 +77,9 @@ def test_hardware_that_cannot_be_is_refused(arguments: dict) -> None:
         Hardware(**{"name": "x", "price_per_hour": 1.0, **arguments})
 
 
-@pytest.mark.parametrize(("size", "replicas"), [(0, 1), (1, -1)])
+@pytest.mark.parametrize(("size", "replicas"), [(0, 1), (1, -1), (1, 10**9)])
 def test_an_allocation_that_cannot_be_is_refused(size: int, replicas: int) -> None:
-    with pytest.raises(ValueError, match="must be 1 or more and replicas 0 or more"):
+    with pytest.raises(ValueError, match="must be 1 or more and replicas 0 to 1000000"):
         Allocation("cpu-1", size, replicas)
 
 

@@ -144,7 +144,7 @@ async def waits(texts: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, True, "4"])
 def test_a_concurrency_is_a_whole_number(concurrency: Any) -> None:
-    assert f"concurrency {concurrency!r} must be a whole number, 1 or more" in only_problem(
+    assert f"concurrency {concurrency!r} must be a whole number, 1 to 100000" in only_problem(
         line(waits, concurrency=concurrency)
     )
 

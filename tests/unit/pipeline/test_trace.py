@@ -150,6 +150,8 @@ def test_counts_are_spread_over_their_period(counts: list[int], period_s: float)
         ("t\n1\nsoon\n", "a.csv:3: 'soon' is no arrival (neither a number of seconds nor a date and time)"),
         ("t\n1\n\nsoon\n", "a.csv:4: 'soon' is no arrival"),
         ("1\n2\nsoon\n", "a.csv:3: 'soon' is no arrival"),
+        ("t\n1\rsoon\r", "a.csv:3: 'soon' is no arrival"),
+        (f"t\n{'1' * 140_000}\n", "a.csv:2: is no CSV (field larger than field limit (131072))"),
         ("t\n2023-13-45\n", "a.csv:2: '2023-13-45' is no arrival"),
         ("t\n1\ninf\n", "a.csv:3: times must be finite"),
         ("t\n0\n1e12\n", "a.csv: its times span 1.157e+07 days, at most 366 are replayed; give them in seconds"),

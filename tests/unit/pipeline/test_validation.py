@@ -39,6 +39,10 @@ def test_an_slo_needs_a_unit(slo: Any) -> None:
     assert "is not a duration: write a number and its unit" in only_problem(moderation(slo=slo))
 
 
+def test_an_slo_ends_before_the_calendar() -> None:
+    assert "SLO '99999999999h' is longer than 36500d" in only_problem(moderation(slo="99999999999h"))
+
+
 def test_an_slo_is_above_zero() -> None:
     assert "SLO '0ms' must be above 0" in only_problem(moderation(slo="0ms"))
 
@@ -88,7 +92,7 @@ def test_an_unknown_codec_is_reported_with_the_nearest() -> None:
 @pytest.mark.parametrize("partitions", [0, -1, 1.5, "8"])
 def test_partitions_are_one_or_more(partitions: Any) -> None:
     found = only_problem(moderation(source=Topic("a", partitions=partitions)))
-    assert "must be a whole number, 1 or more" in found
+    assert "must be a whole number, 1 to 100000" in found
 
 
 def test_a_source_that_is_a_string_is_answered_with_what_to_write() -> None:
@@ -276,9 +280,21 @@ def test_hardware_declared_twice_is_found() -> None:
     assert "hardware 'npu' is declared 2 times" in only_problem(moderation(hardware=twice))
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, "8", True])
-def test_a_batch_holds_at_least_one_event(size: Any) -> None:
-    assert "must be a whole number, 1 or more" in only_problem(line(pass_on, max_batch_size=size))
+@pytest.mark.parametrize("size", [0, -1, 1.5, "8", True, 10**30])
+def test_a_batch_holds_at_least_one_event_and_no_more_than_fit(size: Any) -> None:
+    assert f"max_batch_size {size!r} must be a whole number, 1 to 100000" in only_problem(
+        line(pass_on, max_batch_size=size)
+    )
+
+
+def test_replicas_that_stand_by_are_no_more_than_can_be() -> None:
+    assert "standby 1000000000 must be a whole number, 0 to 1000000" in only_problem(line(pass_on, standby=10**9))
+
+
+def test_a_topic_has_no_more_partitions_than_kafka_takes() -> None:
+    assert "partitions 10000000 must be a whole number, 1 to 1000000" in only_problem(
+        moderation(sink=Topic("out", partitions=10**7))
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ def test_of_candidates_in_time_the_eight_cheapest_are_given():
 
 
 def test_after_three_counts_that_are_no_earlier_no_more_replicas_are_looked_at():
-    """For a single event one replica is as good as any: four counts are simulated, and the two kept once more."""
-    problem = plain_problem({"a": {"x": 0.125}}, np.zeros(1), 5.0, {"x": Hardware("x", 1.0)})
+    """For nine events far apart one replica is as good as any: four counts are simulated, the two kept once more."""
+    problem = plain_problem({"a": {"x": 0.125}}, np.arange(9.0), 5.0, {"x": Hardware("x", 1.0)})
     evaluator = Evaluator(problem)
     found = ParetoSearch(evaluator, evaluator.bounds).candidates()
     assert [part.replicas for ((part,),) in found] == [1, 2]
-    assert evaluator.simulated_events == 4 + 2
+    assert evaluator.simulated_events == 9 * (4 + 2)
 
 
 @pytest.mark.parametrize(("events", "target_s", "held_s"), [(8, 0.5, set()), (9, 0.6, {0.12, 0.25})])

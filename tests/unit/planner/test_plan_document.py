@@ -74,7 +74,8 @@ def test_bytes_that_are_no_json_are_refused():
         ("utilization", {"parse": 0.7}, "utilization lacks stage score"),
         ("envelope", ((0.2, 3), (0.1, 2)), "must ascend"),
         ("slo_s", -1.0, "must be above 0"),
-        ("reserve", -0.5, "reserve -0.5 must be 0 or more times"),
+        ("reserve", -0.5, r"reserve -0\.5 must be 0 to 1e\+10"),
+        ("arrival_rate", 1e300, r"arrival_rate 1e\+300 must be 0 to"),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused(field, value, message):

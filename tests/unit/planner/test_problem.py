@@ -132,11 +132,19 @@ def test_beyond_the_rates_measured_cores_grow_as_between_the_last_two():
 
 
 def test_a_thinned_menu_steps_by_a_replica_up_to_twenty_and_then_by_a_tenth():
-    problem = plain_problem({"a": {"x": 0.01}}, np.arange(10.0), 1.0, {"x": Hardware("x", 1.0)})
+    problem = plain_problem({"a": {"x": 0.01}}, np.arange(30.0), 1.0, {"x": Hardware("x", 1.0)})
     bounds = Evaluator(problem).bounds
     counts = [option[0].replicas for option in stage_options(bounds, 0, 30.0, thinned=True)]
     assert counts == [*range(1, 20), 21, 23, 25, 27, 29]
     assert len(stage_options(bounds, 0, 30.0)) == 30
+
+
+def test_no_more_replicas_are_looked_at_than_come_events_however_dear_the_other_kind_is():
+    catalogue = {"cheap": Hardware("cheap", 1e-12), "dear": Hardware("dear", 1e6)}
+    bounds = Evaluator(plain_problem({"a": {"cheap": 0.01, "dear": 0.01}}, np.arange(10.0), 1.0, catalogue)).bounds
+    part = (Allocation("dear", 1, 1),)
+    assert max(o[0].replicas for o in stage_options(bounds, 0, 1e6) if o[0].hardware == "cheap") == 10
+    assert len(in_place_of(bounds, 0, part, part=part[0], fewer=1, one=Allocation("cheap", 1, 1))) == 10
 
 
 def mixed_problem():

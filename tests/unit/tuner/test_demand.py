@@ -120,7 +120,7 @@ def test_a_backlog_is_drained_within_five_seconds_beside_what_arrives():
     found = demand("b", partition_lags=(lag - 400, 400), partition_idle_s=(0.0, 0.0), oldest_lag_s=7.0)
     assert found.needed == pytest.approx(100.0 * 0.5 + lag / 5.0)
     assert found.reason is Reason.BACKLOG
-    assert found.detail == f"{lag} records wait, the oldest for 7.00 s, and 50.0/s arrive"
+    assert found.detail == f"{lag} records in the queue, the oldest for 7.00 s, and 50.0/s arrive"
     by_visits = demand("b", partition_lags=(lag,), partition_idle_s=(0.0,), visit_ratio=0.52)
     assert by_visits.needed == pytest.approx(100.0 * 0.52 + lag / 5.0)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Contention
@@ -47,7 +48,7 @@ def test_windows_too_short_to_be_sampled_are_left_out():
     ],
 )
 def test_a_plan_that_says_too_little_is_refused(broken):
-    with pytest.raises(ValueError, match="make it again with `inferline-stream plan`"):
+    with pytest.raises(InvalidInput, match="make it again with `inferline-stream plan`"):
         broken()
 
 

@@ -63,7 +63,7 @@ def test_a_result_that_cannot_be_encoded_fails_alone() -> None:
 
 @pytest.mark.parametrize(
     ("results", "message"),
-    [([1], "returned 1 results for a batch of 2"), (None, "returned NoneType"), ([1, 2, 3], "returned 3 results")],
+    [([1], "returned 1 result for a batch of 2"), (None, "returned NoneType"), ([1, 2, 3], "returned 3 results")],
 )
 def test_another_number_of_results_fails_the_stage(results: object, message: str) -> None:
     with pytest.raises(StageFailed, match=message):
