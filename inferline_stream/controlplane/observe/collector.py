@@ -220,11 +220,12 @@ class Collector:
         growth, shift_s = self.view.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
         until_s = now_s - shift_s
+        known = (*growth.ends, *[0] * (len(ends) - len(growth.ends)))  # partitions that were added begin at 0
         came = await arrivals_between(
-            self.view.context, growth.ends, ends, since_s, until_s, partitions=self.source_partitions
+            self.view.context, known, ends, since_s, until_s, partitions=self.source_partitions
         )
         sample_s = self.view.context.settings.arrivals_sample_s
-        self.ticks.came(came, growth.ends, since_s=since_s, until_s=now_s - shift_s, sample_s=sample_s)
+        self.ticks.came(came, known, since_s=since_s, until_s=now_s - shift_s, sample_s=sample_s)
         growth.skip(now_s, ends)
         self.view.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
         gap_s = now_s - shift_s - since_s
