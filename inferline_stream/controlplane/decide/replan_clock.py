@@ -109,8 +109,11 @@ class ReplanClock:
             return  # what is measured now is the machine's lack of cores
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
-        measured = corrected(self.view.measured, self.view.shape, self.view.reports.totals(self._counts))
+        before = self.view.measured
+        measured = corrected(before, self.view.shape, self.view.reports.totals(self._counts))
         proposal = await call_in_subprocess(replan, await self._inputs(measured))
+        if self.view.measured is not before:  # another version has taken over meanwhile, and is planned for next
+            return
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:
             self._counts = self.view.reports.totals()
