@@ -79,9 +79,10 @@ class SourceTimestamps:
         async with AsyncExitStack() as stack:
             for topic, follower in self._followers.items():
                 await stack.enter_async_context(follower)
-                records = await follower.read_to(await follower.end())
+                end = await follower.end()
+                counted = [each async for record in follower.until(end) for each in self._counted(topic, [record])]
                 now_s = time.time()
-                for place, time_s in self._counted(topic, records):
+                for place, time_s in counted:
                     if _credible(time_s, now_s):
                         self._history.append(time_s)
                         self.counts[place] += time_s > known_until_s

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 
-from inferline_stream.controlplane.observe.collector import Collector
+from inferline_stream.controlplane.observe.collector import Collector, SourceTimestamps
 from inferline_stream.controlplane.observe.log_growth import LogGrowth
-from inferline_stream.controlplane.observe.recovery import recover_arrivals
+from inferline_stream.controlplane.observe.recovery import arrivals_between, recover_arrivals
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
@@ -69,3 +71,40 @@ def test_a_partition_that_is_added_while_kafka_is_away_has_its_arrivals_counted(
         assert sum(times.size for times in view._blocks) == 1
 
     run(story())
+
+
+class LargeRecords(MemoryKafka):
+    """A source topic with a hundred records of 1 MB, made as they are read."""
+
+    def follow(self, topic: str, start: Any = "earliest", *, committed_only: bool = True) -> Any:
+        found = super().follow(topic, start)
+        if topic == self.source:
+            found.until = self._made
+        return found
+
+    async def _made(self, end: Mapping[int, int]) -> AsyncIterator[Record]:
+        for offset in range(100):
+            yield Record(None, bytes(1_000_000), (), int(time.time() * 1e3), self.source, 0, offset)
+
+
+async def between(context: PipelineContext) -> None:
+    now_s = time.time()
+    assert len(await arrivals_between(context, [0], [100], now_s - 9.0, now_s, partitions={context.source: 1})) == 100
+
+
+async def from_timestamps(context: PipelineContext) -> None:
+    async with SourceTimestamps(context, {context.source: 1}) as stamps:
+        assert (await stamps.read(0.0)).size == 100
+
+
+@pytest.mark.parametrize("read", [between, from_timestamps])
+async def test_memory_for_arrivals_does_not_grow_with_the_records_size(
+    read: Callable[[PipelineContext], Awaitable[None]],
+) -> None:
+    kafka: Any = LargeRecords("posts", 1, arrived=lambda: 100, done=lambda: 0)
+    tracemalloc.start()
+    try:
+        await read(PipelineContext(one_stage(), kafka, Settings()))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
