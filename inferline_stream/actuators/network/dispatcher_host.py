@@ -233,7 +233,9 @@ def _starts(life: Path) -> int:
     """Count this start of the host; its dispatchers' incarnations go on from those of the process before."""
     file = life / "starts"
     starts = int(file.read_text()) if file.exists() else 0
-    file.write_text(str(starts + 1))
+    new = life / "starts.new"  # a full disk leaves the count as it was
+    new.write_text(str(starts + 1))
+    new.replace(file)
     return starts
 
 
