@@ -20,6 +20,7 @@ from inferline_stream.controlplane.records.control_records import (
     decode_stored,
 )
 from inferline_stream.dataplane.reports import PoolReport, encode_report
+from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.policy import POLICIES
@@ -51,6 +52,22 @@ async def test_a_leap_of_the_traffic_is_answered_within_a_second_and_its_end_giv
     await world.until(lambda: world.wanted == 2, 2400.0)
     assert await world.replicas() == 2
     assert {action for action, _ in world.decisions()} >= {"scale_up", "scale_down"}
+
+
+@in_world(lambda time_s: 60.0 if time_s >= 30.0 else 10.0)
+async def test_what_is_decided_while_nothing_starts_replicas_is_written_down_for_a_successor(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*of: object) -> None:
+        raise Unreachable("the Kubernetes API server does not answer")
+
+    await asyncio.sleep(30.0)
+    monkeypatch.setattr(world.actuator, "scale", away)
+    await world.until(lambda: world.wanted > 2, 5.0)
+    await asyncio.sleep(1.0)
+    decisions = world.kafka.topics[world.names.decisions]
+    stored: Any = [decode_stored("wanted", d.value) for d in decisions if d.key == b"wanted" and d.value]
+    assert stored[-1].replicas == world.controller.wanted
 
 
 @in_world(lambda time_s: 60.0 if 30.0 <= time_s < 60.0 else 10.0)
