@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -146,7 +147,9 @@ class Collector:
     """When Kafka last answered, on the event loop's clock."""
     _topics: dict[str, int] = field(default_factory=dict)
     _samples: int = 0
-    _first_ends: dict[str, int] = field(default_factory=dict)
+    _ends: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _grown: Counter[str] = field(default_factory=Counter)
+    """Records that came to a topic since the start."""
     _look_s: float = 0.0
     """When to look at the topics again."""
 
@@ -234,8 +237,10 @@ class Collector:
         logger.info("no sample of arrivals for %.1f s: %d read from the records", gap_s, len(came))
 
     def _since_start(self, topic: str, ends: Mapping[str, Sequence[int]]) -> int:
-        total = sum(ends[topic])
-        return total - self._first_ends.setdefault(topic, total)
+        """Records that have come to a topic; as in `LogGrowth`, an offset that went backwards counts nothing."""
+        before, self._ends[topic] = self._ends.get(topic, tuple(ends[topic])), tuple(ends[topic])
+        self._grown[topic] += sum(max(0, a - b) for a, b in itertools.zip_longest(ends[topic], before, fillvalue=0))
+        return self._grown[topic]
 
     async def lags(self) -> None:
         """Read the committed offsets of every stage's groups."""

@@ -73,6 +73,21 @@ def test_a_partition_that_is_added_while_kafka_is_away_has_its_arrivals_counted(
     run(story())
 
 
+async def test_what_came_out_counts_on_where_the_sinks_topic_is_created_again() -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
+    view = House().view
+    view.context = PipelineContext(one_stage(), kafka, Settings())
+    collector = Collector(view, kafka, ArrivalLog(NAMES, "posts"), lambda report: None)
+    await collector.begin()
+    counted = []
+    for records in (7, 10, 0, 2):
+        kafka.topics["out"] = [None] * records
+        collector._samples = 0  # of all topics
+        await collector.sample()
+        counted.append(view.events_out)
+    assert counted == [0, 3, 3, 5]
+
+
 class LargeRecords(MemoryKafka):
     """A source topic with a hundred records of 1 MB, made as they are read."""
 
