@@ -97,7 +97,8 @@ class ChildLogs:
         if len(dead) > _DEAD_LOGS:
             oldest = dead.popleft()
             if all(other.path != oldest for other in self._running):  # a dispatcher keeps its name when it starts again
-                oldest.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it is gone, or the file system takes no writes any more
+                    oldest.unlink()
 
     def close(self) -> None:
         """Look at no log any more."""

@@ -252,7 +252,7 @@ class LocalActuator:
             writer.write(calls.encode_line(self._hello))
             try:
                 async with asyncio.timeout(_ANSWER_S):
-                    line = await reader.readline()
+                    line = await calls.next_line(reader)
             except TimeoutError:
                 writer.close()
                 raise RuntimeError(
@@ -283,7 +283,7 @@ class LocalActuator:
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         began_s = asyncio.get_running_loop().time()
         with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
+            while line := await calls.next_line(reader):
                 message = calls.decode_from_supervisor(line)
                 if isinstance(message, calls.Ended):
                     self._report(message)

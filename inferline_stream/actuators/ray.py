@@ -28,7 +28,7 @@ from inferline_stream.actuators.ray_cluster import cause, requirements, room, wo
 from inferline_stream.actuators.ray_host import HostNews, HostState, HostTerms, RayHost
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import EXIT_FENCED, DispatcherSpec, ReplicaSpec
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.observability.pipeline_state import DeviceState
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,11 @@ class RayActuator:
             return
         name, given = f"{self._identity}/{of.name}", dict[str, Any]()
         if of.spec is None:
-            spec = self._wanted.replica_spec(of)
+            try:
+                spec = self._wanted.replica_spec(of)
+            except InvalidInput as error:
+                self._ended(of, HostEnd(error.exit_code, str(error)))
+                return
             asked, given = requirements(spec), {"replica": spec}
             of.way = "alone" if spec.isolation.forked else ""
         else:

@@ -196,9 +196,9 @@ class Supervisor:
         self._running[child] = process
 
     def _start_replica(self, replica: WantedProcess) -> None:
-        spec = self._wanted.replica_spec(replica)
         replica.held_up, replica.pending = False, ""
         try:
+            spec = self._wanted.replica_spec(replica)
             child = self._children.start_replica(spec)
         except NoDevice as error:
             replica.held_up, replica.pending = True, str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -82,6 +83,17 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
 decode_from_controller = msgspec.json.Decoder(Hello | Request).decode
 decode_from_supervisor = msgspec.json.Decoder(Reply | Ended).decode
 _encode = msgspec.json.Encoder().encode
+
+
+async def next_line(reader: asyncio.StreamReader) -> bytes:
+    """Return the next line; an empty one at the end, also where that comes in the middle of a line: who was killed as
+    it wrote has said nothing that can be read.
+
+    Raises:
+        ConnectionError: the connection is broken.
+    """
+    line = await reader.readline()
+    return line if line.endswith(b"\n") else b""
 
 
 def encode_line(message: Hello | Request | Reply | Ended) -> bytes:

@@ -69,7 +69,7 @@ class _Process:
             writer.write(calls.encode_line(ended))
         self._unsent.clear()
         with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
+            while line := await calls.next_line(reader):
                 request = calls.decode_from_controller(line)
                 if isinstance(request, calls.Request):
                     self._keep(self._answer(request, writer))
@@ -82,7 +82,7 @@ class _Process:
 
     async def adopt(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a controller that has come later, if it is one of ours; otherwise make room for its supervisor."""
-        line = await reader.readline()
+        line = await calls.next_line(reader)
         hello = calls.decode_from_controller(line) if line else None
         if isinstance(hello, calls.Hello) and hello.controller in self._superseded:
             writer.write(calls.encode_line(calls.Reply(0, error=calls.SUPERSEDED)))
@@ -150,7 +150,7 @@ class _Process:
 
 async def _main(first: socket.socket) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=first, limit=calls.LONGEST_LINE_BYTES)
-    hello = calls.decode_from_controller(await reader.readline())
+    hello = calls.decode_from_controller(await calls.next_line(reader))
     assert isinstance(hello, calls.Hello)
     process = _Process(hello)
     async with process.supervisor:

@@ -24,6 +24,7 @@ from inferline_stream.actuators.actuator import (
     surplus,
 )
 from inferline_stream.dataplane.process_specs import EXIT_FENCED, DispatcherSpec, ReplicaSpec
+from inferline_stream.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
 
@@ -216,9 +217,16 @@ class WantedProcesses:
         return placed(await self.observe(), asyncio.get_running_loop().time())
 
     def replica_spec(self, replica: WantedProcess) -> ReplicaSpec:
-        """Return what a replica is started with."""
+        """Return what a replica is started with.
+
+        Raises:
+            InvalidInput: `know` has said nothing of it when it was last called, as of a version that is given up.
+        """
         assert self.specs is not None, "templates are known"
-        return msgspec.structs.replace(self.specs[replica.stage, replica.hardware], replica=replica.name)
+        template = self.specs.get((replica.stage, replica.hardware))
+        if template is None:
+            raise InvalidInput(f"nothing says any more what stage {replica.stage!r} runs on {replica.hardware!r}")
+        return msgspec.structs.replace(template, replica=replica.name)
 
     def slots(self, stage: str) -> set[int]:
         """Return the slots of a stage whose dispatchers are not about to stop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -199,19 +199,25 @@ class Leadership:
 
         Raises:
             LeadershipLost: another controller leads now.
-            Unreachable: nothing was written; try again.
+            Unreachable: nothing was written, or that is not known; try again. Grants of a term that is over are not
+                written: what they were decided by may be no longer so.
         """
         topic = self._names.assignments
         records = [Record.keyed(topic, grant_key(g.stage, g.slot), encode_control(g)) for g in grants]
         records += [Record.keyed(topic, key, None) for key in forgotten]
         if records:
-            await self.write_records(records)
+            await self._write(records, {grant.term for grant in grants})
 
     async def write_records(self, records: Sequence[Record]) -> None:
         """Write records of the leader, e.g. decisions, in one transaction; errors as in `write`."""
+        await self._write(records)
+
+    async def _write(self, records: Sequence[Record], terms: Set[int] = frozenset()) -> None:
         async with self._writing:
             if self._broken:
                 await self._renew()
+            if terms - {self.term}:  # `log` says by now what was granted, and has nothing of what is written later
+                raise Unreachable(f"term {self.term} has begun: what is granted is decided again")
             try:
                 await self._producer.write(records)
             except Unsettled:

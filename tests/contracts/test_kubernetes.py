@@ -34,6 +34,7 @@ def template(stage: str, hardware: str) -> ReplicaSpec:
 
 SPECS = {(stage, kind): template(stage, kind) for stage in ("a", "b") for kind in ("cpu-1", "t4")}
 NOBODY = "127.0.0.1:1"
+PATCH_SCALE = ("PATCH", "/scale")
 
 
 @asynccontextmanager
@@ -265,6 +266,21 @@ async def test_pods_of_a_lost_node_are_reported_and_their_places_filled() -> Non
                 await asyncio.sleep(0.01)
         assert found[0] == kept
         assert found[1].restarts == 1
+
+
+async def test_a_pod_is_missed_although_fewer_were_asked_for_in_vain_before() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 2)
+        lost, _ = await actuator.observe()
+        api.refuse = lambda r: refused(409, "Conflict", "modified") if (r.method, r.path[-6:]) == PATCH_SCALE else None
+        for _ in range(3):
+            with pytest.raises(Unreachable, match="modified"):
+                await actuator.scale("a", "cpu-1", 1)
+        api.refuse = lambda request: None
+        await actuator.scale("a", "cpu-1", 2)
+        await api.evict(lost.replica)
+        gone = await next_exit(actuator)
+        assert (gone.replica, gone.expected) == (lost.replica, False)
 
 
 async def test_a_pod_without_a_place_says_why() -> None:

@@ -151,8 +151,13 @@ class KubernetesActuator:
                 for replica in leaving:
                     await self._goes_first(replica)
                 if asked != replicas:
-                    self._pods.retiring(stage, hardware, max(0, asked - replicas))
-                    await scale.set(replicas)
+                    going = max(0, asked - replicas)
+                    self._pods.retiring(stage, hardware, going)
+                    try:
+                        await scale.set(replicas)
+                    except BaseException:
+                        self._pods.retiring(stage, hardware, -going)  # none goes: ends to come are nobody's wish
+                        raise
             self._asked[stage, hardware] = replicas
             for replica in leaving:
                 if (task := self._replacing.pop(replica, None)) is not None:

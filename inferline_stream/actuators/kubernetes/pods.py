@@ -75,8 +75,8 @@ class Pods:
         return {_place(known): known.template for known in self._known.values()}
 
     def retiring(self, stage: str, hardware: str, count: int) -> None:
-        """Expect so many ends more, of whichever pods the cluster ends then."""
-        self._owed[stage, hardware] = self._owed.get((stage, hardware), 0) + count
+        """Expect so many ends more, or fewer, of whichever pods the cluster ends then."""
+        self._owed[stage, hardware] = max(0, self._owed.get((stage, hardware), 0) + count)
 
     def changed(self, pod: Mapping[str, Any], now_s: float) -> list[ReplicaExit]:
         """Take in a pod that was added or has changed; return the replicas that have ended.

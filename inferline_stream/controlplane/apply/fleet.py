@@ -15,6 +15,7 @@ from inferline_stream.controlplane.apply.rolling_update import StageReplica, nex
 from inferline_stream.controlplane.loop_steps import woken
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.replica_counts import copied, stock_of_gpus, within_cores
+from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.pipeline.hardware import share_gpus
 from inferline_stream.pipeline.replica_slots import ReplicaSlots
 from inferline_stream.pipeline.version import version_on
@@ -92,7 +93,12 @@ class Fleet:
         await self.reconcile()
 
     async def reconcile(self) -> None:
-        """Take the next step of every stage towards what is wanted."""
+        """Take the next step of every stage towards what is wanted.
+
+        Raises:
+            InferlineError: the replicas of a stage are refused. The others have taken theirs.
+            Unreachable: what runs them does not answer.
+        """
         async with self._one_at_a_time:
             if not self.leads():
                 return
@@ -100,12 +106,20 @@ class Fleet:
                 await self.versions.know()
             every = await self.observe()
             observed = [r for r in every if not version_on(r.hardware)]
+            refused: InferlineError | None = None
             for stage in self.view.shape.stages:
                 freeing = {r.hardware for r in observed if r.state == "retiring"}
-                await self._reconcile(stage, [r for r in observed if r.stage == stage], freeing)
+                try:
+                    await self._reconcile(stage, [r for r in observed if r.stage == stage], freeing)
+                except Unreachable:
+                    raise
+                except InferlineError as error:  # such as where something else scales that stage, too
+                    refused = refused or error
             if self.versions is not None:
                 wanted = {stage: kinds for stage, kinds in self.wanted.items() if stage not in self._retired}
                 await self.versions.reconcile(every, wanted, self.view.plan.slots)
+            if refused is not None:
+                raise refused
 
     async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], freeing: Collection[str]) -> None:
         wanted = self._of_stage(stage)

@@ -248,6 +248,7 @@ class SlotKeeper:
 
     async def _replace_silent(self, ours: Collection[str]) -> None:
         for dispatcher, silent_s in sorted(self.silence.fell_silent().items()):
+            self.view.reports.fell_silent(dispatcher)
             if dispatcher in ours:
                 logger.warning("dispatcher %s was silent for %g s: replaced", dispatcher, silent_s)
                 await self.actuator.replace_dispatcher(dispatcher)

@@ -410,9 +410,11 @@ class Decider:
 
     async def _apply(self, decision: Decision, envelope: Sequence[int] = ()) -> None:
         time_s = time.time()
-        if self._applies(decision):
-            await self.fleet.want(decision.replicas)
-        self._decided(decision, time_s, envelope)
+        try:
+            if self._applies(decision):
+                await self.fleet.want(decision.replicas)
+        finally:  # it holds, too, where what runs replicas does not answer: the fleet goes on until it does
+            self._decided(decision, time_s, envelope)
 
     def _applies(self, decision: Decision) -> bool:
         return decision.action is Action.CANARY or (decision.action is not Action.HOLD and not self.run.advisory)
@@ -437,9 +439,8 @@ class Decider:
             self.view.adopt(proposal.plan, measured)
             self.memory.again(replicas)
             self.tables.planned(proposal.trace if self.tables.sample is not None else None)
-            await self.fleet.want(replicas)
             self.keep_plan(time_s, str(decision.reason), decision.detail)
-        self._decided(decision, time_s)
+        await self._apply(decision)
 
     def decided(self, decision: Decision) -> None:
         """Report a decision that is not the policy's, and that was made now."""

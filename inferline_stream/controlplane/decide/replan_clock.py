@@ -14,6 +14,7 @@ from inferline_stream.controlplane.decide.subprocess_call import call_in_subproc
 from inferline_stream.controlplane.observe.live_profile import corrected
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.records.control_records import Overrides
+from inferline_stream.errors import Unreachable
 from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Plan
@@ -27,7 +28,8 @@ LOOK_S = 0.5
 """How often to look whether there is reason to plan."""
 
 _AGAIN_S = 10.0
-"""An SLO that people want and that could not be planned for yet is tried again after so long."""
+"""An SLO that people want and that could not be planned for yet is tried again after so long; so is a plan for which
+Kafka did not answer."""
 
 _LONG_S = 5.0
 """Windows of the envelope from this length on show a level, shorter ones bursts."""
@@ -109,8 +111,16 @@ class ReplanClock:
             return  # what is measured now is the machine's lack of cores
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
-        measured = corrected(self.view.measured, self.view.shape, self.view.reports.totals(self._counts))
-        proposal = await call_in_subprocess(replan, await self._inputs(measured))
+        before = self.view.measured
+        measured = corrected(before, self.view.shape, self.view.reports.totals(self._counts))
+        try:
+            inputs = await self._inputs(measured)
+        except Unreachable:
+            self._occasions.again(now_s + _AGAIN_S)
+            raise
+        proposal = await call_in_subprocess(replan, inputs)
+        if self.view.measured is not before:  # another version has taken over meanwhile, and is planned for next
+            return
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:
             self._counts = self.view.reports.totals()

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -79,9 +80,10 @@ class SourceTimestamps:
         async with AsyncExitStack() as stack:
             for topic, follower in self._followers.items():
                 await stack.enter_async_context(follower)
-                records = await follower.read_to(await follower.end())
+                end = await follower.end()
+                counted = [each async for record in follower.until(end) for each in self._counted(topic, [record])]
                 now_s = time.time()
-                for place, time_s in self._counted(topic, records):
+                for place, time_s in counted:
                     if _credible(time_s, now_s):
                         self._history.append(time_s)
                         self.counts[place] += time_s > known_until_s
@@ -145,7 +147,9 @@ class Collector:
     """When Kafka last answered, on the event loop's clock."""
     _topics: dict[str, int] = field(default_factory=dict)
     _samples: int = 0
-    _first_ends: dict[str, int] = field(default_factory=dict)
+    _ends: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _grown: Counter[str] = field(default_factory=Counter)
+    """Records that came to a topic since the start."""
     _look_s: float = 0.0
     """When to look at the topics again."""
 
@@ -220,11 +224,12 @@ class Collector:
         growth, shift_s = self.view.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
         until_s = now_s - shift_s
+        known = (*growth.ends, *[0] * (len(ends) - len(growth.ends)))  # partitions that were added begin at 0
         came = await arrivals_between(
-            self.view.context, growth.ends, ends, since_s, until_s, partitions=self.source_partitions
+            self.view.context, known, ends, since_s, until_s, partitions=self.source_partitions
         )
         sample_s = self.view.context.settings.arrivals_sample_s
-        self.ticks.came(came, growth.ends, since_s=since_s, until_s=now_s - shift_s, sample_s=sample_s)
+        self.ticks.came(came, known, since_s=since_s, until_s=now_s - shift_s, sample_s=sample_s)
         growth.skip(now_s, ends)
         self.view.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
         gap_s = now_s - shift_s - since_s
@@ -232,8 +237,10 @@ class Collector:
         logger.info("no sample of arrivals for %.1f s: %d read from the records", gap_s, len(came))
 
     def _since_start(self, topic: str, ends: Mapping[str, Sequence[int]]) -> int:
-        total = sum(ends[topic])
-        return total - self._first_ends.setdefault(topic, total)
+        """Records that have come to a topic; as in `LogGrowth`, an offset that went backwards counts nothing."""
+        before, self._ends[topic] = self._ends.get(topic, tuple(ends[topic])), tuple(ends[topic])
+        self._grown[topic] += sum(max(0, a - b) for a, b in itertools.zip_longest(ends[topic], before, fillvalue=0))
+        return self._grown[topic]
 
     async def lags(self) -> None:
         """Read the committed offsets of every stage's groups."""

@@ -123,7 +123,7 @@ class GroupCollector:
         times = self.growth.sample(now_s, looks[entry].ends)
         if times.size:
             self._arrivals.append(times)
-            while self._arrivals[0][-1] < now_s - RECENT_S:
+            while self._arrivals and self._arrivals[0][-1] < now_s - RECENT_S:  # after an outage, all of them may be
                 self._arrivals.popleft()
         if self.view is not None:
             self.view.arrived(times)

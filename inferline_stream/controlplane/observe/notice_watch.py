@@ -49,9 +49,9 @@ class NoticeWatch:
             if said is None:
                 self._said.discard(kind)
             elif kind not in self._said:
-                self._said.add(kind)
                 left_s = _left_s(said, spot, now_s)
                 await self._say(Override("notice", kind, left_s, until_s=now_s + left_s, who=spot.notice_at))
+                self._said.add(kind)  # only now: where Kafka does not answer, it is said again
 
 
 def _read(where: str) -> str | None:

@@ -46,11 +46,19 @@ class DispatcherReports:
     """When it first reported that it serves."""
     recent: deque[tuple[float, PoolReport]] = field(default_factory=deque)
     ended: bool = False
+    silent: bool = False
+    """Whether it has been silent for so long that it counts as dead, until it is heard again. Where its host is gone,
+    nothing else shows its end."""
+
+    @property
+    def living(self) -> bool:
+        """Whether what it last said still counts."""
+        return not (self.ended or self.silent)
 
     def between(self, since_s: float) -> tuple[float, PoolReport, PoolReport] | None:
         """Seconds between, the oldest report kept that is not older than ``since_s``, and the newest; None without."""
         first = next(((at, report) for at, report in self.recent if at >= since_s), None)
-        return None if first is None or self.ended else (self.recent[-1][0] - first[0], first[1], self.newest)
+        return None if first is None or not self.living else (self.recent[-1][0] - first[0], first[1], self.newest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class PoolReports:
         if known is None:
             self._reported[report.dispatcher] = known = DispatcherReports(report, heard_s)
             self._forget_late(heard_s)
-        known.newest, known.heard_s = report, heard_s
+        known.newest, known.heard_s, known.silent = report, heard_s, False
         known.recent.append((heard_s, report))
         while known.recent[0][0] < heard_s - RECENT_S:
             known.recent.popleft()
@@ -143,6 +151,12 @@ class PoolReports:
         """Its process is gone: its totals stay, its recent figures go."""
         if (known := self._reported.get(dispatcher)) is not None:
             known.ended = True
+            known.recent.clear()
+
+    def fell_silent(self, dispatcher: str) -> None:
+        """It counts as dead, and its totals alone count, until it is heard again."""
+        if (known := self._reported.get(dispatcher)) is not None:
+            known.silent = True
             known.recent.clear()
 
     def lose(self, dispatcher: str) -> None:
@@ -180,8 +194,8 @@ class PoolReports:
         return None if known is None else known.newest
 
     def living(self) -> dict[str, float]:
-        """When each dispatcher that has not ended was last heard."""
-        return {name: known.heard_s for name, known in self._reported.items() if not known.ended}
+        """When each dispatcher that neither has ended nor counts as dead was last heard."""
+        return {name: known.heard_s for name, known in self._reported.items() if known.living}
 
     def replicas(self, stage: str) -> Iterator[ReplicaStatus]:
         """Replicas of a stage, as last reported."""
@@ -195,11 +209,11 @@ class PoolReports:
 
     def join_overdue(self, stage: str) -> bool:
         """Whether parts have waited in a join for so long that it would give them up."""
-        return any(known.newest.join_overdue and not known.ended for known in self._of(stage))
+        return any(known.newest.join_overdue and known.living for known in self._of(stage))
 
     def join_waits(self, stage: str) -> bool:
         """Whether parts may wait in a join: some are known to, or a partition is halted, or nothing was reported."""
-        known = [each.newest for each in self._of(stage) if not each.ended]
+        known = [each.newest for each in self._of(stage) if each.living]
         return not known or any(report.join_events or report.halted for report in known)
 
     def attached(self, stage: str, slots: int, now_s: float) -> bool:
@@ -207,7 +221,7 @@ class PoolReports:
         serve = {
             known.newest.slot
             for known in self._of(stage)
-            if known.newest.phase == "serving" and not known.ended
+            if known.newest.phase == "serving" and known.living
             if known.serving_s is not None and now_s - known.serving_s >= _REATTACH_S
         }
         return serve.issuperset(range(slots))
@@ -299,7 +313,7 @@ class PoolReports:
 
     def background_enough(self, stage: str) -> bool:
         """Whether a dispatcher of a stage has background events enough waiting."""
-        return any(known.newest.background_enough for known in self._of(stage) if not known.ended)
+        return any(known.newest.background_enough for known in self._of(stage) if known.living)
 
     def totals(self, before: Mapping[str, StageCounts] | None = None) -> dict[str, StageCounts]:
         """Every stage's counters since the start of the run, or since the totals of before."""
@@ -324,12 +338,12 @@ class PoolReports:
         if (group := self.groups.get(name)) is not None:
             return StageState(name, trouble=group.trouble, heard_s=group.seen_s)
         known = self._of(name)
-        living = [k.newest for k in known if not k.ended]
+        living = [k.newest for k in known if k.living]
         recent = self._recent(name, now_s)
         slowed = slowdowns(self.measured, {name: recent}, _FEWEST_BATCHES, waited_s)
         pairs = [pair for k in known if (pair := k.between(now_s - RECENT_S)) is not None and pair[0] > 0]
         loads = [(last.counts.cpu_s - first.counts.cpu_s) / seconds for seconds, first, last in pairs]
-        heard = [k.heard_s for k in known if not k.ended] or [max(k.heard_s for k in known)] if known else []
+        heard = [k.heard_s for k in known if k.living] or [max(k.heard_s for k in known)] if known else []
         batches = recent.batches
         return StageState(
             name,
@@ -366,7 +380,7 @@ class PoolReports:
         """Partitions held by a waiting event that can no longer be on time; such events that are no backlog yet."""
         held, hidden = set[int](), Counter[int]()
         for known in self._of(stage):
-            if not known.ended:
+            if known.living:
                 held.update(known.newest.waited_for)
                 hidden.update(known.newest.hidden)
         return held, hidden
@@ -376,7 +390,7 @@ class PoolReports:
         stays = dict.fromkeys(self._shape.stages, Stay())
         for known in self._reported.values():
             stage, stay = known.newest.stage, known.newest.stay
-            if stay is not None and not known.ended and stage in stays:
+            if stay is not None and known.living and stage in stays:
                 sum_s, events, last_s = stay
                 stays[stage] = stays[stage].merged(Stay(sum_s, events, known.heard_s + last_s))
         return {stage: stay.at(now_s) if stay.events > 0 else None for stage, stay in stays.items()}

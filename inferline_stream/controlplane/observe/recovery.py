@@ -226,8 +226,11 @@ async def arrivals_between(
         own = slice(first, first + partitions[topic])
         until = ends[own]
         async with context.kafka.follow(topic, dict(enumerate(known[own]))) as follower:
-            records = await follower.read_to(dict(enumerate(until)))
-        # Events that enter meanwhile are read, too. The next sample, which goes on from these offsets, counts them.
-        found += [(r.time_ms / 1e3, first + r.partition) for r in records if r.offset < until[r.partition]]
+            # Events that enter meanwhile are read, too. The next sample, which goes on from these offsets, counts them.
+            found += [
+                (record.time_ms / 1e3, first + record.partition)
+                async for record in follower.until(dict(enumerate(until)))  # their values are not kept
+                if record.offset < until[record.partition]
+            ]
         first = own.stop
     return sorted((min(max(time_s, since_s), now_s), partition) for time_s, partition in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 from pathlib import Path
 
@@ -77,3 +78,23 @@ async def test_a_log_stays_while_a_child_of_that_name_runs_again_and_one_that_is
     again.path.unlink()
     logs.ended(again, "a", 0)
     logs.close()
+
+
+async def test_the_end_of_a_child_is_reported_where_no_log_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_logs, "_DEAD_LOGS", 0)
+
+    def read_only(file: Path, **of: bool) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", file)
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    ended: asyncio.Queue[int] = asyncio.Queue()
+    started = Children(tmp_path, lambda child, code, why, tail: ended.put_nowait(code), replica_module="replica_double")
+    child = started.start_replica(ReplicaSpec("patient-1", "patient", "/nowhere/topology.py", Hardware("kind", 0.1)))
+    child.signal(signal.SIGKILL)
+    try:
+        async with asyncio.timeout(10):
+            assert await ended.get() == -signal.SIGKILL
+    finally:
+        started.close()

@@ -19,6 +19,7 @@ import pytest
 from inferline_stream.actuators import local as local_actuator
 from inferline_stream.actuators.actuator import DispatcherExit, ProcessTerms, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.actuators.supervisor_calls import Reply, encode_line
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
@@ -210,6 +211,25 @@ async def test_nothing_outlives_a_killed_supervisor_and_all_is_started_again(tmp
         await answered(tmp_path, 2)
         (dispatcher,) = await local.dispatchers()
         assert dispatcher.incarnation == 2
+
+
+async def test_a_supervisor_that_is_killed_as_it_answers_gets_a_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_actuator, "_ANSWER_S", DEADLINE_S / 2)
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(encode_line(Reply(0, 2**22)))
+        await reader.readline()
+        server.close()
+        writer.write(encode_line(Reply(1, [["an answer that it", "did not get to send"]]))[:20])
+        writer.close()
+
+    server = await asyncio.start_unix_server(dies, tmp_path / "supervisor.sock")
+    async with LocalActuator(ProcessTerms(str(tmp_path / "logs")), folder=tmp_path) as local:
+        assert await local.observe() == ()
+        assert local.supervisor_pid != 2**22
 
 
 CONTROLLER = """

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from inferline_stream.actuators import wanted_processes
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ReplicaExit
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
@@ -284,3 +285,20 @@ async def test_closing_leaves_no_process(host: Host) -> None:
     pids = [*(await host.names()).values(), (await host.the_dispatcher()).pid]
     await host.supervisor.aclose()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+async def test_a_dead_replica_that_nothing_says_any_more_how_to_start_is_gone_once_none_is_asked_for(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wanted_processes, "restart_in_s", lambda failures: 0.05)
+    await host.scale(1)
+    await host.supervisor.know({})  # as where a version that is tried out is given up
+    (pid,) = (await host.names()).values()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await host.next_exit()
+    again = await host.next_exit()
+    assert isinstance(again, ReplicaExit)
+    assert "nothing says any more what stage 'work' runs" in again.reason
+    await host.supervisor.scale("work", "cpu-1", 0)
+    assert await host.supervisor.observe() == ()

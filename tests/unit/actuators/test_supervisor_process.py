@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from tests.unit.dataplane.dispatcher.doubles import routes
+
+DEADLINE_S = 20.0
 
 
 async def test_a_supervisor_that_ends_starts_nothing_that_a_controller_still_asks_for(tmp_path: Path) -> None:
@@ -69,3 +73,15 @@ async def test_an_order_that_fails_in_any_way_is_answered(tmp_path: Path, monkey
     assert isinstance(reply, Reply)
     assert reply.number == 7
     assert "Too many open files" in reply.error
+
+
+async def test_a_controller_that_is_killed_as_it_asks_leaves_a_supervisor_that_drains_and_ends(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    process = _Process(Hello(ProcessTerms(str(tmp_path), "", 1.0, 1.0, orphan_s=0.0)))
+    async with process.supervisor, asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(process.serve(*await asyncio.open_unix_connection(sock=theirs), "killed"))
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        await reader.readline()
+        writer.write(encode_line(request(1, "scale", "work", "kind", 3, []))[:20])
+        writer.close()
+        await process.over.wait()

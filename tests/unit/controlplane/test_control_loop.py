@@ -19,6 +19,8 @@ from inferline_stream.controlplane.records.control_records import (
     Override,
     decode_stored,
 )
+from inferline_stream.dataplane.reports import PoolReport, encode_report
+from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.policy import POLICIES
@@ -52,6 +54,22 @@ async def test_a_leap_of_the_traffic_is_answered_within_a_second_and_its_end_giv
     assert {action for action, _ in world.decisions()} >= {"scale_up", "scale_down"}
 
 
+@in_world(lambda time_s: 60.0 if time_s >= 30.0 else 10.0)
+async def test_what_is_decided_while_nothing_starts_replicas_is_written_down_for_a_successor(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*of: object) -> None:
+        raise Unreachable("the Kubernetes API server does not answer")
+
+    await asyncio.sleep(30.0)
+    monkeypatch.setattr(world.actuator, "scale", away)
+    await world.until(lambda: world.wanted > 2, 5.0)
+    await asyncio.sleep(1.0)
+    decisions = world.kafka.topics[world.names.decisions]
+    stored: Any = [decode_stored("wanted", d.value) for d in decisions if d.key == b"wanted" and d.value]
+    assert stored[-1].replicas == world.controller.wanted
+
+
 @in_world(lambda time_s: 60.0 if 30.0 <= time_s < 60.0 else 10.0)
 async def test_without_reports_the_controller_holds_what_there_is(world: World) -> None:
     """Falling traffic is what a blind controller would be tempted by."""
@@ -63,6 +81,24 @@ async def test_without_reports_the_controller_holds_what_there_is(world: World) 
     assert "scale_down" not in {action for action, _ in world.decisions()}
     world.silent = False
     await world.until(lambda: world.wanted == 2, 60.0)
+
+
+@in_world(lambda time_s: 60.0 if 30.0 <= time_s < 60.0 else 10.0)
+async def test_a_dispatcher_of_a_lost_host_holds_decisions_no_longer_than_until_it_has_a_successor(
+    world: World,
+) -> None:
+    """Nobody reports its end: its host is gone, and its last report came as this controller took over."""
+    parts = {"background_enough": True, "join_events": 1, "halted": {0: "lost"}}
+    last = PoolReport("a-0-theirs", 1, "a", 0, "serving", 1, waited_for=[1], **parts)  # type: ignore[arg-type]
+    world.kafka.append(world.names.stage_stats, encode_report(last), b"a-0-theirs")
+    await asyncio.sleep(60.0)
+    assert world.grants["a/0"].begins
+    assert world.wanted > 2
+    await world.until(lambda: world.wanted == 2, 2400.0)
+    reports = world.view.reports
+    assert not reports.background_enough("a")
+    assert not reports.join_waits("a")
+    assert (reports.stage("a", now()).halted, reports.late_by_partition("a")[0]) == ({}, set())
 
 
 @in_world(steady(10.0))

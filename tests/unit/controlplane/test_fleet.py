@@ -3,14 +3,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from inferline_stream import Pipeline, Stage, Topic
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
+from inferline_stream.errors import UsageError
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -66,6 +69,38 @@ async def test_what_is_wanted_is_asked_for_at_once_standbys_included() -> None:
     await up(held)
     await held.want({"a": {"cpu": 4}})
     assert await there(held) == {"cpu": 5}
+
+
+async def test_a_stage_that_something_else_scales_stops_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(numbers: list[int]) -> list[int]:
+        return numbers
+
+    a = Stage("a", work, hardware="cpu")
+    b = Stage("b", work, hardware="cpu", after=[a])
+    stages = [a, b, Stage("c", work, hardware="cpu", after=[b])]
+    kinds = [Hardware("cpu", 0.1)]
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages, hardware=kinds)
+    context, names = PipelineContext(pipeline, KafkaCluster(""), Settings()), ("a", "b", "c")
+    shape = context.shape
+    assert shape.stages == names
+    profiles = {(name, "cpu"): Profile(name, "cpu", (ServiceTime(1, 0.1),)) for name in names}
+    measured = PipelineProfile(profiles, independent_paths(shape, {}))
+    held = {name: (Allocation("cpu", 1, 1),) for name in names}
+    ones = dict.fromkeys(names, 1.0)
+    plan = Plan("p", 0.5, held, 0.2, 0.4, 10.0, ((60.0, 600),), ones, ones)
+    actuator = FakeActuator()
+    scale = actuator.scale
+
+    async def scaled(stage: str, *how: Any) -> None:
+        if stage == "b":
+            raise UsageError("HorizontalPodAutoscaler 'theirs' scales it, too")
+        await scale(stage, *how)
+
+    monkeypatch.setattr(actuator, "scale", scaled)
+    view = PipelineView(context, plan, measured, dict.fromkeys(names, 8))
+    with pytest.raises(UsageError, match="'theirs'"):
+        await Fleet(actuator, view, {name: {"cpu": 1} for name in names}).reconcile()
+    assert actuator.asked == [("a", "cpu", 1), ("c", "cpu", 1)]
 
 
 async def test_asking_again_changes_nothing() -> None:

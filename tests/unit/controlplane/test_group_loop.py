@@ -30,6 +30,7 @@ from inferline_stream.runs.group_run import GroupRun, recorded, report_of
 from inferline_stream.runs.html_report import html_report
 from inferline_stream.runs.replay_inputs import inputs_of_run
 from inferline_stream.settings import Settings
+from inferline_stream.tuner.group_replan import RECENT_S
 from tests.support.virtual_time import EPOCH_S, run
 from tests.unit.controlplane.memory_kafka import MemoryKafka
 
@@ -357,3 +358,11 @@ def test_a_refusal_is_said_and_tried_again() -> None:
         assert world.controller.state.stages[0].trouble == ""
 
     led(plant, story)
+
+
+def test_the_first_record_after_an_outage_of_hours_is_an_arrival_like_any_other() -> None:
+    collector = World(Plant(lambda time_s: 0.0, 1, partitions=1)).controller.collector
+    for at_s, end in ((0.0, 5), (1.0, 6), (1.0 + 2 * RECENT_S, 7), (2.0 + 2 * RECENT_S, 9)):
+        collector.take({"enrich": GroupLook(at_s, (end,))}, ahead_s=0.0)
+    assert collector.growth.total == 4
+    assert collector.arrivals_s().size == 2

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from inferline_stream.controlplane.observe.notice_watch import NoticeWatch
 from inferline_stream.controlplane.records.control_records import Override
+from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.spot import Spot
 
@@ -36,6 +37,25 @@ async def test_a_file_is_a_notice_while_it_is_there(tmp_path: Path) -> None:
     file.touch()
     await looking.step()
     assert len(heard) == 2, "it may be taken a second time"
+
+
+async def test_a_notice_that_could_not_be_written_down_is_passed_on_again(tmp_path: Path) -> None:
+    heard, away = list[Override](), [True]
+
+    async def say(notice: Override) -> None:
+        if away:
+            raise Unreachable("Kafka does not answer")
+        heard.append(notice)
+
+    file = tmp_path / "notice"
+    file.touch()
+    looking = NoticeWatch(catalogue([Hardware("x", 1.0, spot=Spot(0.3, "30s", notice_at=str(file)))]), say)
+    with pytest.raises(Unreachable):
+        await looking.step()
+    away.clear()
+    for _ in range(2):
+        await looking.step()
+    assert [notice.subject for notice in heard] == ["x-spot"]
 
 
 @pytest.mark.parametrize(

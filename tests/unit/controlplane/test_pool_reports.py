@@ -230,3 +230,16 @@ def test_the_first_replica_of_a_stage_that_forks_says_nothing_of_those_to_come()
     times.started("entry", "cpu-1", 3.0, "alone")  # the parent is gone
     assert times.next_s("entry", "cpu-1") == 2.5
     assert times.by_stage() == {"entry": {"cpu-1": 2.5}}
+
+
+def test_a_dispatcher_that_counts_as_dead_says_nothing_until_it_is_heard_again(reports: PoolReports) -> None:
+    reports.add(report(1, events=10, dispatcher="lost", queued=3), 0.0)
+    reports.add(report(1, events=5, dispatcher="heir", queued=1), 100.0)
+    assert (reports.stage("entry", 100.0).heard_s, reports.stage("entry", 100.0).queued) == (0.0, 4)
+    reports.fell_silent("lost")
+    assert (reports.stage("entry", 100.0).heard_s, reports.stage("entry", 100.0).queued) == (100.0, 1)
+    assert reports.total("entry").events == 15
+    reports.add(report(2, events=20, dispatcher="lost", queued=2), 200.0)
+    reports.add(report(2, events=5, dispatcher="heir", queued=1), 200.0)
+    assert (reports.stage("entry", 200.0).heard_s, reports.stage("entry", 200.0).queued) == (200.0, 3)
+    assert reports.total("entry").events == 25

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 
+from inferline_stream.controlplane.observe.collector import Collector, SourceTimestamps
 from inferline_stream.controlplane.observe.log_growth import LogGrowth
-from inferline_stream.controlplane.observe.recovery import recover_arrivals
+from inferline_stream.controlplane.observe.recovery import arrivals_between, recover_arrivals
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
+from inferline_stream.controlplane.records.record_writers import ArrivalLog
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from tests.support.emulated_runs import one_stage
 from tests.support.virtual_time import run
 from tests.unit.controlplane.memory_kafka import MemoryKafka
+from tests.unit.controlplane.test_slot_keeper import House
 
 NAMES = Names("p")
 
@@ -42,3 +48,79 @@ def test_no_arrival_is_of_the_future_and_none_is_counted_twice(ahead_s: float) -
         assert growth.total == 0, "they came in an earlier term, which has counted them"
 
     run(story())
+
+
+def test_a_partition_that_is_added_while_kafka_is_away_has_its_arrivals_counted() -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: len(kafka.topics["posts"]), done=lambda: 0)
+    view = House().view
+    view.context = PipelineContext(one_stage(), kafka, Settings())
+    view.partitions = {"a": 1}
+    ticks = ArrivalLog(NAMES, "posts")
+    collector = Collector(view, kafka, ticks, lambda report: None)
+
+    async def story() -> None:
+        await collector.begin()
+        kafka.append("posts", b"first")
+        await collector.sample()
+        kafka._partitions = 2
+        await collector.lags()  # looks at the topics
+        await asyncio.sleep(5.0)
+        second = Record(None, b"second", (), int(time.time() * 1e3), "posts", 1, 0)
+        kafka.topics["posts"].append(second)
+        await collector.sample()
+        assert (view.growth.ends, view.growth.newest_s) == ((1, 1), collector.answered_s)
+        assert sum(times.size for times in view._blocks) == 1
+
+    run(story())
+
+
+async def test_what_came_out_counts_on_where_the_sinks_topic_is_created_again() -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
+    view = House().view
+    view.context = PipelineContext(one_stage(), kafka, Settings())
+    collector = Collector(view, kafka, ArrivalLog(NAMES, "posts"), lambda report: None)
+    await collector.begin()
+    counted = []
+    for records in (7, 10, 0, 2):
+        kafka.topics["out"] = [None] * records
+        collector._samples = 0  # of all topics
+        await collector.sample()
+        counted.append(view.events_out)
+    assert counted == [0, 3, 3, 5]
+
+
+class LargeRecords(MemoryKafka):
+    """A source topic with a hundred records of 1 MB, made as they are read."""
+
+    def follow(self, topic: str, start: Any = "earliest", *, committed_only: bool = True) -> Any:
+        found = super().follow(topic, start)
+        if topic == self.source:
+            found.until = self._made
+        return found
+
+    async def _made(self, end: Mapping[int, int]) -> AsyncIterator[Record]:
+        for offset in range(100):
+            yield Record(None, bytes(1_000_000), (), int(time.time() * 1e3), self.source, 0, offset)
+
+
+async def between(context: PipelineContext) -> None:
+    now_s = time.time()
+    assert len(await arrivals_between(context, [0], [100], now_s - 9.0, now_s, partitions={context.source: 1})) == 100
+
+
+async def from_timestamps(context: PipelineContext) -> None:
+    async with SourceTimestamps(context, {context.source: 1}) as stamps:
+        assert (await stamps.read(0.0)).size == 100
+
+
+@pytest.mark.parametrize("read", [between, from_timestamps])
+async def test_memory_for_arrivals_does_not_grow_with_the_records_size(
+    read: Callable[[PipelineContext], Awaitable[None]],
+) -> None:
+    kafka: Any = LargeRecords("posts", 1, arrived=lambda: 100, done=lambda: 0)
+    tracemalloc.start()
+    try:
+        await read(PipelineContext(one_stage(), kafka, Settings()))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()

@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.decide.replan_clock import ReplanOccasions, is_beyond, most_planned
+from inferline_stream.controlplane.decide import replan_clock
+from inferline_stream.controlplane.decide.replan import ReplanInputs, ReplanResult
+from inferline_stream.controlplane.decide.replan_clock import ReplanClock, ReplanOccasions, is_beyond, most_planned
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import Override, Overrides
+from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.settings import Settings
+from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.traffic import Traffic
+from tests.support.emulated_runs import one_stage
+from tests.support.virtual_time import run
+from tests.unit.controlplane.memory_kafka import MemoryKafka
+from tests.unit.controlplane.test_slot_keeper import House
 
 ENVELOPE = ((6.4, 100), (60.0, 300))
 PLAN = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 1),)}, 0.1, 0.4, 15.0, ENVELOPE, {"a": 1.0}, {"a": 0.5}, {})
@@ -60,3 +76,61 @@ def test_a_leap_is_planned_for_while_it_lasts_and_not_once_it_has_passed(lasts_s
         return is_beyond(PLAN, windows_s, traffic.envelope(second), traffic.recent(second))
 
     assert times(ReplanOccasions(300, 30), 290, beyond=beyond) == planned_s
+
+
+async def test_a_plan_for_a_version_that_was_replaced_meanwhile_is_not_taken_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
+    view = House().view
+    view.context = PipelineContext(one_stage(), kafka, Settings())
+    taken: list[PipelineProfile] = []
+
+    async def take(proposal: ReplanResult, measured: PipelineProfile) -> None:
+        taken.append(measured)
+
+    clock = ReplanClock(view, Overrides, take)
+    promoted = replace(view.measured, hop_overhead_s=1.0)
+    results = iter([True, False])
+
+    async def planned(_: object, inputs: ReplanInputs) -> ReplanResult:
+        if next(results):
+            clock.measured_again(promoted)
+        return ReplanResult(Reason.PLAN_SAVES, "", inputs.plan)
+
+    monkeypatch.setattr(replan_clock, "call_in_subprocess", planned)
+    clock._occasions.again(0.0)
+    await clock.step()
+    assert (taken, view.measured) == ([], promoted)
+    await clock.step()
+    assert [measured.hop_overhead_s for measured in taken] == [1.0]
+
+
+def test_what_people_want_is_planned_for_once_kafka_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
+    view = House().view
+    view.context = PipelineContext(one_stage(), kafka, Settings())
+    slos_s: list[float] = []
+
+    async def planned(_: object, inputs: ReplanInputs) -> ReplanResult:
+        slos_s.append(inputs.slo_s)
+        return ReplanResult(None, "")
+
+    async def take(proposal: ReplanResult, measured: PipelineProfile) -> None:
+        return None
+
+    async def story() -> None:
+        overrides = Overrides()
+        clock = ReplanClock(view, lambda: overrides, take)
+        await clock.step()
+        slos_s.clear()
+        overrides, kafka.away = overrides.with_record("slo", Override("slo", value=0.1)), True
+        with pytest.raises(Unreachable):
+            await clock.step()
+        kafka.away = False
+        await asyncio.sleep(10.0)
+        await clock.step()
+        assert slos_s == [0.1]
+
+    monkeypatch.setattr(replan_clock, "call_in_subprocess", planned)
+    run(story())
