@@ -44,10 +44,10 @@ def unit(
     slo_s: float,
     at_once: Mapping[str, int] | None = None,
 ) -> Unit:
-    """The unit with the largest batch at which a batch passes the longest path within the SLO.
+    """The unit with the largest batch at which a batch passes the longest path within the SLO, else batches of 1.
 
     Batch sizes above what a stage was profiled at are its largest there. As in the paper every event is taken to
-    visit every stage.
+    visit every stage: a stage that few visit may take longer than the SLO in a plan that keeps it.
 
     Args:
         shape: the DAG.
@@ -55,9 +55,6 @@ def unit(
         hardware: by stage.
         slo_s: latency target.
         at_once: by stage, batches that a replica has in hand; 1 unless given.
-
-    Raises:
-        ValueError: not even single events are fast enough.
     """
     profiles = {name: measured.profiles[name, hardware[name]] for name in shape.stages}
     sizes = sorted({b for profile in profiles.values() for b in profile.batch_sizes})
@@ -68,11 +65,10 @@ def unit(
         service_s = shape.longest_path_s(
             {name: profiles[name].service_time_s(b, many.get(name, 1)) for name, b in batch.items()}
         )
-        if service_s <= slo_s:
+        if best is None or service_s <= slo_s:
             throughput = min(profiles[name].throughput(b, many.get(name, 1)) for name, b in batch.items())
             best = Unit(size, throughput, service_s)
-    if best is None:
-        raise ValueError(f"no batch passes the pipeline within {slo_s} s; loosen the SLO")
+    assert best is not None, "every profile has batches of 1"
     return best
 
 
@@ -105,9 +101,8 @@ def peak_cost_per_hour(
     """
     hardware = {stage: held[0].hardware for stage, held in plan.allocations.items()}
     at_once = {stage: held[0].concurrency for stage, held in plan.allocations.items()}
-    try:
-        one = unit(shape, measured, hardware, plan.slo_s, at_once)
-    except ValueError:
+    one = unit(shape, measured, hardware, plan.slo_s, at_once)
+    if one.service_time_s > plan.slo_s:
         return None
     units = units_for(peak_rate(sample, plan.slo_s), one.throughput)
     return dollars_per_hour({kind: units * n for kind, n in Counter(hardware.values()).items()}, catalogue)

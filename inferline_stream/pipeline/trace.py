@@ -204,13 +204,15 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
         )
     if count_column is None:
         return Trace(times)
-    period_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    distinct = np.unique(times)  # a table may have a line for each of several sources of a period
+    period_s = float(np.median(np.diff(distinct))) if distinct.size > 1 else 0.0
     if period_s <= 0:
         raise InvalidFile(f"{where}: a table of counts needs two different times or more, to know a period's length")
     if not counts.any():
         raise InvalidFile(f"{where}: every count is 0; give at least one arrival")
     expecting(sum(map(int, counts)))
-    return Trace(np.concatenate([t + period_s * (np.arange(n) + 0.5) / n for t, n in zip(times, counts, strict=True)]))
+    spread = [t + period_s * (np.arange(n) + 0.5) / n for t, n in zip(times, counts, strict=True)]
+    return Trace(np.sort(np.concatenate(spread)))  # a line that comes sooner than a period after another overlaps it
 
 
 def _is_number(text: str) -> bool:

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.planner.bounds import Bounds
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
     Option,
     Problem,
-    arrival_rates,
     batch_limits,
     cost_of,
     fastest_path_s,
@@ -147,11 +147,11 @@ def fastest_start(problem: Problem) -> Candidate | None:
 
 def by_bottleneck(problem: Problem, candidate: Candidate) -> list[int]:
     """Stages by ascending replicas·µ / s: the bottleneck first (λ is common to all and drops out)."""
-    rates = arrival_rates(problem)
+    ratios = visit_ratios(problem.shape, problem.measured.paths)
 
     def headroom(stage: int) -> float:
-        served = problem.measured.throughput(problem.shape.stages[stage], candidate[stage])
-        return served / rates[stage] if rates[stage] > 0 else math.inf
+        name = problem.shape.stages[stage]
+        return problem.measured.throughput(name, candidate[stage]) / ratios[name] if ratios[name] > 0 else math.inf
 
     return sorted(range(len(candidate)), key=headroom)
 

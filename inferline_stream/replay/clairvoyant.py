@@ -260,7 +260,7 @@ def _changed(space: Hindsight, best: Schedule, length: int, rng: np.random.Gener
     start = int(rng.integers(length + apart)) - length + 1 if apart else 0
     first = np.arange(start, space.slots, length + apart)
     end, first = np.minimum(first + length, space.slots), np.maximum(first, 0)
-    spent = space.price * (best.asked.sum(axis=1) + 1)
+    spent = (space.price if space.price.any() else 1.0) * (best.asked.sum(axis=1) + 1)  # where none costs anything
     rows = np.repeat(rng.choice(spent.size, first.size, p=spent / spent.sum())[:, None], 2, axis=1)
     steps = np.where((best.late[end] > best.late[first]) & (rng.random(first.size) < 0.5), 1, -1)
     trial = best.needed.copy()

@@ -118,7 +118,10 @@ def record_of(
         return None
     seconds = np.bincount(sample.arrivals_s.astype(np.int64), minlength=length)[:length]
     rates = np.convolve(seconds, np.full(window, 1 / window), mode="valid")  # of the last 5 s, from second 5 on
-    rate = max(float(np.quantile(rates, objective, method="higher")), sample.arrival_rate)
+    if not (highest := float(np.quantile(rates, objective, method="higher"))):
+        # Events come in fewer of the seconds than that leaves out, as one an hour does: the plan is for these seconds.
+        highest = float(np.quantile(rates[rates > 0], objective, method="higher")) if rates.any() else 1 / window
+    rate = max(highest, sample.arrival_rate)
     windows_s = [w for w, _ in envelope]
     busiest = burst_rate(windows_s, [count for _, count in envelope], slack_s)[0]
     traffic = Traffic(windows_s, compiled_kernel())

@@ -64,7 +64,7 @@ def spot_supply(state: TunerState, seen: Observation) -> tuple[TunerState, SpotS
                 why[stage] = Reason.SPOT_LOST, _lost(kind, new, spot)
     for kind in [kind for kind, until_s in away_s.items() if until_s <= now_s]:
         del away_s[kind]
-        why |= _come_back(state, held, kind)
+        why |= _come_back(state, seen, held, kind)
     counts = sum((Counter(kinds) for kinds in held.values()), Counter[str]())
     stock: dict[str, int] = {}
     for kind in away_s:
@@ -75,16 +75,26 @@ def spot_supply(state: TunerState, seen: Observation) -> tuple[TunerState, SpotS
     return replace(state, noticed=noticed, away_until_s=away_s), SpotSupply(held, stock, why)
 
 
-def _come_back(state: TunerState, held: Mapping[str, dict[str, int]], kind: str) -> dict[str, tuple[Reason, str]]:
-    """Ask for the plan's part of a spot kind again; what stands in for it goes once it is ready."""
+def _come_back(
+    state: TunerState, seen: Observation, held: Mapping[str, dict[str, int]], kind: str
+) -> dict[str, tuple[Reason, str]]:
+    """Ask for the plan's part of a spot kind again; what stands in for it goes once it is ready.
+
+    No more than there is stock for, nor than people allow beside what stands in: that would have to go at once.
+    """
     why = {}
+    stock = seen.stock.get(kind, state.basis.stock.get(kind))
+    left = math.inf if stock is None else stock - sum(kinds.get(kind, 0) for kinds in held.values())
     for stage in state.basis.stages:
         total = sum(held[stage.name].values())
         if not total or not stage.mixture.get(kind):
             continue
-        share = mixture(stage.mixture, total)[kind]
-        if share > held[stage.name][kind]:
-            held[stage.name][kind] = share
+        maximum = seen.limits[stage.name].maximum if stage.name in seen.limits else None
+        room = left if maximum is None else min(left, maximum - total)
+        missing = int(min(mixture(stage.mixture, total)[kind] - held[stage.name][kind], room))
+        if missing > 0:
+            held[stage.name][kind] += missing
+            left -= missing
             why[stage.name] = Reason.SPOT_BACK, f"{kind} has been away for {format_duration(AWAY_S)}: it is asked again"
     return why
 

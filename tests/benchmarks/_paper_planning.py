@@ -101,9 +101,8 @@ def costs(subject: Subject, sample: Trace, slo_s: float, known: Sequence[Plan] =
                 known.append(plan)
     hardware = {stage: subject.measured.hardware_of(stage)[0] for stage in subject.shape.stages}
     price = sum(CATALOGUE[kind].price_per_hour for kind in hardware.values())
-    try:
-        one = unit(subject.shape, subject.measured, hardware, slo_s)
-    except ValueError:
+    one = unit(subject.shape, subject.measured, hardware, slo_s)
+    if one.service_time_s > slo_s:
         return found | {"cg-mean": None, "cg-peak": None}
     rates = {"cg-mean": mean_rate(sample), "cg-peak": peak_rate(sample, slo_s)}
     return found | {name: units_for(rate, one.throughput) * price for name, rate in rates.items()}

@@ -74,9 +74,8 @@ def coarse(sample: Trace, slo_s: float) -> float | None:
     """CG-Peak's cost."""
     measured = profile()
     hardware = {stage: measured.hardware_of(stage)[0] for stage in SHAPE.stages}
-    try:
-        one = unit(SHAPE, measured, hardware, slo_s)
-    except ValueError:
+    one = unit(SHAPE, measured, hardware, slo_s)
+    if one.service_time_s > slo_s:
         return None
     price = sum(CATALOGUE[kind].price_per_hour for kind in hardware.values())
     return round(units_for(peak_rate(sample, slo_s), one.throughput) * price, 4)

@@ -141,6 +141,20 @@ def test_counts_are_spread_over_their_period(counts: list[int], period_s: float)
     assert found.tolist() == counts
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), min_size=2, max_size=20).filter(
+        lambda lines: len({minute for minute, _ in lines}) > 1 and any(count for _, count in lines)
+    )
+)
+def test_lines_of_one_period_add_up_in_whichever_order_they_come(lines: list[tuple[int, int]]) -> None:
+    """As in a table that has a line for each region, or an hour twice where clocks go back."""
+    text = "time,count\n" + "".join(f"{minute * 60},{count}\n" for minute, count in lines)
+    first, times = min(minute for minute, _ in lines), sorted({minute for minute, _ in lines})
+    period_s = float(np.median(np.diff(times))) * 60
+    expected = [(minute - first) * 60 + period_s * (i + 0.5) / count for minute, count in lines for i in range(count)]
+    assert trace_from_csv(text, "a.csv").arrivals_s.tolist() == pytest.approx(sorted(expected))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -11,6 +11,7 @@ import pytest
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
 from inferline_stream.pipeline.shape import Arrow
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.paper_greedy import (
     Search,
@@ -99,6 +100,21 @@ def _literal_downgrade(problem, candidate, stage):
         if doubled is None or not meets(problem, doubled):
             return local
         local = doubled
+
+
+def test_events_that_all_come_at_once_get_replicas_of_every_stage():
+    """They have no rate by which a stage would be the bottleneck."""
+    problem = random_problem(0, stages=2, slack=3.0)
+    problem = replace(problem, traces=(Trace(np.zeros(40)),))
+    looks = itertools.count()
+
+    def feasible(candidate):
+        assert next(looks) < 1000, f"still adding: {candidate}"
+        return meets(problem, candidate)
+
+    found = initialise(replace(_search(problem), feasible=feasible))
+    assert found is not None
+    assert meets(problem, found)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

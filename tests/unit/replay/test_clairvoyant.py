@@ -157,6 +157,15 @@ def test_where_nothing_keeps_the_objective_hindsight_misses_least():
     assert math.isclose(found.cost, small.plan.cost_per_hour * found.duration_s / 3600, rel_tol=0.01)
 
 
+@pytest.mark.parametrize("kinds", [{"fast": 0.0}, {"fast": 0.0, "slow": 0.0}])
+def test_where_replicas_cost_nothing_hindsight_misses_least(kinds: dict[str, float]):
+    small = Small(kinds, stages=1, start_up_s=0.0, seed=1)
+    small.trace = Trace(np.arange(0.0, SLOT_S * SLOTS, 0.005))
+    found = small.hindsight(replays=40)
+    assert (found.cost, found.miss_rate) == (0.0, min(outcome.miss_rate for _, outcome in small.replayed))
+    assert found.miss_rate < small.run(Scheduled("plan", [])).miss_rate
+
+
 def test_replicas_are_asked_for_as_long_before_they_are_needed_as_they_take_to_start():
     small = Small({"fast": 1.0}, stages=1, start_up_s=2 * SLOT_S - 1.0, seed=1, slots=8)
     basis = initial_state(small.plan, small.measured, small.kinds).basis

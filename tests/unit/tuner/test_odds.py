@@ -90,6 +90,19 @@ def test_the_samples_record_counts_what_all_but_the_share_that_may_be_late_is_wi
     assert record_of(Trace(sample.arrivals_s[:1500]), ENVELOPE, 0.5, 6.0, 0.99) is None
 
 
+@pytest.mark.parametrize("at_once", [1, 50])
+def test_of_events_that_come_once_an_hour_the_plan_is_what_each_asks_for(at_once: int) -> None:
+    """They come in 0.14 % of the windows of five seconds, of which the objective leaves out 1 %."""
+    sample = Trace(np.repeat(np.arange(0.0, 5 * 3600.0, 3600.0), at_once))
+    known = record_of(sample, tuple((window_s, at_once) for window_s, _ in ENVELOPE), 0.5, 6.0, 0.99)
+    assert known is not None
+    assert known.rate == pytest.approx(at_once / 5)
+    assert not known.leaps
+    levels = replace(LEVELS, event_cost=4 / 3600 / sample.arrival_rate, rate=sample.arrival_rate)
+    for expected in np.unique(known.expected).tolist():
+        assert cheapest(levels, known, expected, 6.0, 0.01).multiple <= 1.0
+
+
 def test_where_replicas_start_slowly_moments_are_thinned_to_thirty_a_lead() -> None:
     sample = gamma_trace(100.0, 1.0, 2400.0, np.random.default_rng(3))
     slow, quick = record_of(sample, ENVELOPE, 0.5, 300.0, 0.99), record_of(sample, ENVELOPE, 0.5, 6.0, 0.99)

@@ -11,7 +11,7 @@ from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.spot import Spot
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.observation import Observation, Supply
+from inferline_stream.tuner.observation import Limits, Observation, Supply
 from inferline_stream.tuner.policy import step
 from inferline_stream.tuner.spot_losses import AWAY_S
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
@@ -126,6 +126,35 @@ def test_what_is_away_is_not_asked_for_by_who_has_not_seen_the_notice(held: int)
     state, decision = step(state, now(5.0, state, envelope=(900, 1800, 18000)))
     assert decision is not None
     assert decision.reason is Reason.SPOT_BACK
+
+
+def back(state: TunerState, **more: object) -> tuple[TunerState, list[Decision]]:
+    """The step in which what was taken at second 3 is asked for again, under a leap that has gone on since."""
+    back_s, found = 3.0 + 120.0 + AWAY_S, []
+    for second in (-0.2, -0.1, 0.0, 0.1):
+        leap = now(back_s + second, state, envelope=(900, 1800, 18000))
+        state, decision = step(replace(state, time_s=leap.time_s - 0.1), replace(leap, **more))  # type: ignore[arg-type]
+        found += [decision] if decision is not None else []
+    return state, found
+
+
+@pytest.mark.parametrize("bound_by", ["the catalogue", "what is seen"])
+def test_no_more_comes_back_than_there_is_stock_for(bound_by: str) -> None:
+    state, _ = lost(begun(Spot(0.3)))
+    if bound_by == "the catalogue":
+        state = replace(state, basis=replace(state.basis, stock={KIND: 3}))
+        state, decisions = back(state)
+    else:
+        state, decisions = back(state, stock={KIND: 3})
+    assert decisions[-1].reason is Reason.SPOT_BACK
+    assert sum(spot for _, spot in counts(state).values()) == 3
+
+
+def test_what_stands_in_stays_until_spot_is_back_where_people_allow_no_more() -> None:
+    state, _ = lost(begun(Spot(0.3)))
+    assert counts(state) == {"a": (2, 0), "b": (3, 0)}
+    state, _ = back(state, limits={"a": Limits(maximum=2), "b": Limits(maximum=4)})
+    assert counts(state) == {"a": (2, 0), "b": (4, 0)}
 
 
 @pytest.mark.parametrize(("most", "on_demand"), [(None, 5), (4.0, 4), (0.0, 1)])
