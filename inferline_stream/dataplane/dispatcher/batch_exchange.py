@@ -390,7 +390,7 @@ class BatchExchange:
         for replica, batch, hard in list(self._pool.overdue(now_s)):
             if replicas.get(replica.replica) is replica:  # another batch of its may have ended it just now
                 self._overdue(replica, batch, hard=hard)
-        if self._canary.pool.replicas:
+        if self._canary.pool.next_deadline_s is not None:
             self._canary.look_at_time(self._session)
         for name, why in self._trust.overdue(now_s):
             logger.warning("replica %s is replaced: %s", name, why)

@@ -343,6 +343,15 @@ def test_one_that_is_tried_out_no_more_gets_nothing_and_leaves() -> None:
         assert slot.phases() == {main.name: "ready"}
 
 
+def test_time_goes_on_after_its_last_replica_has_died_with_a_batch() -> None:
+    with half_tried(b"1") as (slot, main, new):
+        new.batch()
+        new.die()
+        main.answer(main.batch())
+        slot.advance(3600.0)
+        assert slot.offset() == 2
+
+
 def test_a_slot_that_drains_waits_for_its_batch_and_not_for_what_it_failed_on() -> None:
     with half_tried(b"1") as (slot, _, new):
         batch = new.batch()
