@@ -65,6 +65,8 @@ def tensor_of_values(name: str, datatype: str, shape: Sequence[int], values: Any
     """
     if min(shape, default=0) < 0:
         raise ValueError(f"output {name!r} has the shape {list(shape)}")
+    if values is None:  # numpy would make one value of nothing: NaN, or false
+        raise ValueError(f"output {name!r} has no data")
     count = int(np.prod(shape))
     if datatype == "BYTES":
         flat = _flat(values, len(shape)) if isinstance(values, list) else []

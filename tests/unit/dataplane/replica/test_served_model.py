@@ -347,6 +347,13 @@ def test_what_is_no_response_for_the_events_is_recognised(body: bytes) -> None:
         decode_answer(ServerAnswer(200, "200", body), 2)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BYTES"])
+def test_an_output_without_data_is_no_result_of_a_single_event(datatype: str) -> None:
+    body = b'{"outputs": [{"name": "y", "shape": [1], "datatype": "%s"}]}' % datatype.encode()
+    with pytest.raises(ValueError, match="output 'y' has no"):
+        decode_answer(ServerAnswer(200, "200", body), 1)
+
+
 TEXTS = ["", "é", "a" * 300]
 
 
