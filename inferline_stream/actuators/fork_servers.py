@@ -146,6 +146,7 @@ class _Message(msgspec.Struct, frozen=True):
     """Of a fork server; empty once it is ready."""
 
     pid: int | None = None
+    not_forked: bool = False
     ended: int | None = None
     code: int = 0
     refused: str = ""
@@ -248,6 +249,9 @@ class _ForkServer:
             self._reaped(message.ended, message.code)
         elif message.pid is not None and (self._requests or self.broken):
             self._answered(message.pid)
+        elif message.not_forked and (self._requests or self.broken):
+            if self._requests:
+                self._refuse(self._requests.popleft())
         elif message == _Message() and not self.ready:
             self.ready = not self.broken
             logger.info("%s: processes are forked from now on", self._name)

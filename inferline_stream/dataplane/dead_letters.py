@@ -135,7 +135,7 @@ async def dead_letters(bootstrap_servers: str, pipeline: Pipeline, prefix: str =
         async with TopicFollower(bootstrap_servers, topic) as follower:
             records = [record async for record in follower.until(await follower.end())]
             letters += noted(topic, topics[topic], records)
-    return sorted(letters, key=lambda letter: (letter.died_ms, letter.id))
+    return sorted(letters, key=lambda letter: (letter.died_ms, letter.topic, letter.partition, letter.offset))
 
 
 def noted(topic: str, input_topic: str, records: Sequence[Record]) -> Iterable[Letter]:
@@ -271,15 +271,16 @@ async def _send(sender: Writer, letters: Sequence[Letter], pipeline: Pipeline, n
     by_event = {topic for join in joins for topic in input_topics(pipeline, names, join)}
     partitions = {topic: await sender.partitions_of(topic) for topic in {letter.input_topic for letter in letters}}
     outgoing: dict[tuple[str, int], list[Record]] = {}
-    places: set[tuple[str, object]] = set()
+    known: set[tuple[str, object, str]] = set()
     for letter in letters:
         topic = letter.input_topic
-        record = (topic, letter.place or letter.id)
-        if record not in places:  # a replica that died at the wrong moment has left two letters of one record
+        # A topic that was created again has records of other events at the same places.
+        record = (topic, letter.place or letter.id, letter.event_id)
+        if record not in known:  # a replica that died at the wrong moment has left two letters of one record
             partition = _partition(letter, partitions[topic], by_event=topic in by_event)
             message = _as_it_was(letter, replays[letter.root])
             outgoing.setdefault((topic, partition), []).append(message)
-        places.add(record)
+        known.add(record)
         place = f"{letter.partition}/{letter.offset}".encode()
         note = Record(letter.key, None, [(SENT_AGAIN, place)], round(time.time() * 1000))
         outgoing.setdefault((letter.topic, letter.partition), []).append(note)

@@ -125,13 +125,21 @@ def _serve(channel: socket.socket, live: Live) -> int:
             _report_end(channel, request["ended"])
             continue
         # Nobody waits for a late child: another process has its channel by then, and would share it.
-        child = os.fork() if time.monotonic() < request["until_s"] else None
+        child = _forked() if time.monotonic() < request["until_s"] else None
         if child == 0:
             _become(request, files, live)
         for number in files:
             os.close(number)
-        if child is not None:
-            channel.send(json.dumps({"pid": child}).encode())
+        # Each request has its answer: the next one's would be taken for this one's.
+        channel.send(json.dumps({"not_forked": True} if child is None else {"pid": child}).encode())
+
+
+def _forked() -> int | None:
+    """Fork; None where the kernel lacks memory or numbers for a process. This one's end would be its children's."""
+    try:
+        return os.fork()
+    except OSError:
+        return None
 
 
 def _report_end(channel: socket.socket, process: int) -> None:

@@ -11,6 +11,7 @@ import decimal
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _AVRO_TYPES = (bytes, datetime.datetime, datetime.date, datetime.time, decimal.Decimal, uuid.UUID)
 """What fastavro takes as it is."""
 
+_NOT_THE_RECORDS_FAULT = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS)
 _ANSWER_S = 5.0
 _WAIT_S = 1.0
 
@@ -42,7 +44,7 @@ def registry_codec(
 
     A value is a zero byte, the id of its schema as four bytes, and the encoded value. It is read with the schema of its
     id. Where there is no such schema, or it does not fit, the record becomes a dead letter. Where the registry does not
-    answer, its events wait. A sandboxed stage needs the registry's port::
+    answer, or refuses our credentials, its events wait. A sandboxed stage needs the registry's port::
 
         orders = registry_codec("avro", "http://registry:8081", schema=SCHEMA, subject="scored-value")
         first = Stage("score", Score, isolation=Isolation(ports=[8081]))
@@ -114,7 +116,7 @@ def _serializers(format: str, client: SchemaRegistryClient, schema: Any, conf: d
 
 @contextlib.contextmanager
 def _answering(url: str) -> Iterator[None]:
-    """Say that a registry does not answer; what it does answer is the record's own affair.
+    """Say that a registry does not answer, or not this client; what else it answers is the record's own affair.
 
     Raises:
         ServerUnavailable: the batch is to run again later.
@@ -127,7 +129,7 @@ def _answering(url: str) -> Iterator[None]:
     except httpx2.TransportError as error:
         raise ServerUnavailable(f"schema registry {url} does not answer: {error}", _WAIT_S) from error
     except SchemaRegistryError as error:
-        if error.http_status_code < 500 and error.http_status_code != 429:
+        if error.http_status_code < 500 and error.http_status_code not in _NOT_THE_RECORDS_FAULT:
             raise
         raise ServerUnavailable(f"schema registry {url}: {error}", _WAIT_S) from error
 

@@ -95,7 +95,7 @@ class NameService:
     async def _answer(self, host: str) -> None:
         try:
             found = await self._loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):  # the second of a name with a part that is empty or too long
             found = []
         self._send(host, list(dict.fromkeys(str(address[0]) for *_, address in found)))
 

@@ -26,6 +26,10 @@ class Refusals:
     def __init__(self, confinement: Confinement) -> None:
         self._confinement = confinement
         self._address: Any = None
+        self._here = "."
+        """The current folder, which a sealed process may not ask for."""
+        with contextlib.suppress(OSError):
+            self._here = os.getcwd()
         self.sealed = False
         """Whether the seal holds: from then on, what matters is not which file but that it is opened at all."""
         if confinement.isolation.sandboxed:
@@ -102,7 +106,7 @@ class Refusals:
 
     def _of_file(self, path: str | bytes | int) -> str:
         name = os.fsdecode(path) if not isinstance(path, int) else str(path)
-        full = os.path.abspath(name)
+        full = os.path.normpath(os.path.join(self._here, name))
         folder = Path(self._confinement.topology).parent
         short = str(Path(full).relative_to(folder)) if Path(full).is_relative_to(folder) else full
         if self.sealed:

@@ -1,12 +1,18 @@
 """Dead letters from their death to their second life, on Apache Kafka and on the embedded broker alike."""
 
 import json
+import secrets
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from inferline_stream.dataplane.dead_letters import dead_letters
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from tests.scenarios.test_cli_documents import assert_documented
 from tests.support.director import Director
 from tests.support.forked_command import forked_command
@@ -198,6 +204,18 @@ async def test_hostile_records_cost_dead_letters_alone_and_none_of_them_chooses_
     assert all(now_ms <= time_ms < now_ms + 600_000 for time_ms in sent_ms[3:])
     entered_ms = sorted(int(header(record, "entry_time_us") or 0) // 1000 for record in again)
     assert entered_ms == sorted(times_ms * 3)
+
+
+async def test_letters_of_one_moment_are_listed_in_the_order_in_which_they_were_written(embedded_broker):
+    stage = Stage("only", list, hardware=["cpu-1"])
+    pipeline = Pipeline("p", slo="1s", source=Topic(f"in-{secrets.token_hex(4)}"), sink=Topic("out"), stages=[stage])
+    topic, where = Names("p", "").dead_letters(pipeline.source.name), embedded_broker.bootstrap_servers
+    await create_topics(where, [WantedTopic(topic, 1, "a test's")], replication=1)
+    async with RecordProducer(where) as producer:
+        for number in range(12):
+            await producer.send(topic, b"%d" % number, key=b"k", timestamp_ms=1_700_000_000_000)
+        await producer.flush()
+    assert [letter.value for letter in await dead_letters(where, pipeline)] == [b"%d" % n for n in range(12)]
 
 
 def test_a_pipeline_without_topics_of_dead_letters_is_distinguished_from_one_without_letters(embedded_broker, fork):

@@ -124,10 +124,11 @@ def test_a_record_that_does_not_decode_fails_alone_with_its_reason(registry) -> 
     assert done.value == avro(AVRO, number, Order(7, 5.0))
 
 
-def test_events_wait_for_a_registry_that_does_not_answer_and_none_is_blamed(registry) -> None:
+@pytest.mark.parametrize("status", [503, 429, 401, 403])
+def test_events_wait_for_a_registry_that_does_not_answer_and_none_is_blamed(registry, status: int) -> None:
     code, number = stage_code(registry)
-    registry.broken = True
-    with pytest.raises(ServerUnavailable, match="it is being restarted"):
+    registry.broken, registry.status = True, status
+    with pytest.raises(ServerUnavailable, match="it takes nothing now"):
         code.process(code.run, [avro(AVRO, number, ORDER)])
     registry.broken = False
     (done,) = code.process(code.run, [avro(AVRO, number, ORDER)]).outcomes

@@ -21,6 +21,8 @@ class SchemaRegistry:
     subjects: dict[str, list[int]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     broken: bool = False
+    status: int = 503
+    """Of what a broken one answers."""
     url: str = ""
 
     def register(self, subject: str, text: str, kind: str = "AVRO") -> int:
@@ -37,7 +39,7 @@ class SchemaRegistry:
         """Answer one request; errors as Confluent's documentation numbers them."""
         self.asked.append(f"{request.method} {request.path}")
         if self.broken:
-            return _error(503, 50003, "it is being restarted")
+            return _error(self.status, 100 * self.status, "it takes nothing now")
         match request.method, request.path.strip("/").split("/"):
             case "GET", ["schemas", "ids", number]:
                 if not 0 < int(number) <= len(self.schemas):

@@ -65,6 +65,8 @@ def tensor_of_values(name: str, datatype: str, shape: Sequence[int], values: Any
     """
     if min(shape, default=0) < 0:
         raise ValueError(f"output {name!r} has the shape {list(shape)}")
+    if values is None:  # numpy would make one value of nothing: NaN, or false
+        raise ValueError(f"output {name!r} has no data")
     count = int(np.prod(shape))
     if datatype == "BYTES":
         flat = _flat(values, len(shape)) if isinstance(values, list) else []
@@ -126,9 +128,12 @@ def tensors_of_events(events: Sequence[Any]) -> list[Tensor]:
 def _input(name: str, values: Sequence[Any]) -> Tensor:
     if isinstance(values[0], str | bytes):
         return Tensor(name, "BYTES", (len(values),), values)
-    stacked = np.stack([np.asarray(value) for value in values])
-    if stacked.dtype.kind in "US":
-        return Tensor(name, "BYTES", stacked.shape, stacked.ravel().tolist())
+    arrays = [np.asarray(value) for value in values]
+    if all(array.dtype.kind in "US" for array in arrays):
+        # As objects: numpy's own strings lose the zero bytes at their ends.
+        strings = np.stack([np.asarray(value, dtype=object) for value in values])
+        return Tensor(name, "BYTES", strings.shape, strings.ravel().tolist())
+    stacked = np.stack(arrays)
     dtype = stacked.dtype.newbyteorder("<")
     if dtype not in _NAMES:
         raise ValueError(f"input {name!r} is of type {stacked.dtype}, which the protocol has no name for")

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
@@ -319,10 +319,13 @@ async def run_batch_awaited(
             continue
         calls.append(Call(len(batch), time.perf_counter() - began_s))
         try:
-            count = len(results)
+            # Of these the parts, or the keys, would pass for results.
+            count = -1 if isinstance(results, str | bytes | Mapping | Set) else len(results)
         except TypeError:
+            count = -1
+        if count < 0:
             name = type(results).__qualname__
-            raise StageFailed(f"returned {name}; return a list, one result per event") from None
+            raise StageFailed(f"returned {name}; return a list, one result per event")
         if count != len(batch):
             raise StageFailed(f"returned {count_of(count, 'result')} for a batch of {len(batch)}; return one per event")
         outcomes += [attempt(settle, result) for result in results]

@@ -80,6 +80,24 @@ SHORT_LIVES = """
     os.fork = fork_to_its_end
     server._become = lambda request, files, live: os._exit(7)
 """
+NO_SECOND_FORK = """
+    fork, asked = os.fork, []
+
+    def refused_once():
+        asked.append(True)
+        if len(asked) == 3:  # the first was to learn what the stage imports
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    os.fork = refused_once
+"""
+LATE_ONCE = """
+    class Late:
+        passed_s = iter([float("inf")])
+        monotonic = staticmethod(lambda: next(Late.passed_s, 0.0))
+
+    server.time = Late
+"""
 
 
 @pytest.fixture
@@ -109,10 +127,10 @@ async def started(supervisor: Supervisor, folder: Path, hostile: str) -> None:
     await until(lambda: servers.ready("work", "cpu-1"), "the fork server is ready")
 
 
-async def second(supervisor: Supervisor) -> ObservedReplica:
-    """The second replica, once it has a process."""
+async def second(supervisor: Supervisor, at: int = 1) -> ObservedReplica:
+    """The second replica, or another one, once it has a process."""
     async with asyncio.timeout(DEADLINE_S):
-        while (found := (await supervisor.observe())[1]).pid is None:
+        while (found := (await supervisor.observe())[at]).pid is None:
             await asyncio.sleep(0.02)
     return found
 
@@ -174,3 +192,24 @@ async def test_a_fork_server_is_believed_of_a_process_that_ended_before_anybody_
     assert isinstance(gone, ReplicaExit)
     assert gone.exit_code == 7
     assert supervisor._children._fork_servers.ready("work", "cpu-1")
+
+
+async def test_a_fork_that_the_kernel_refuses_ends_no_replica_that_was_forked_before(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    await started(supervisor, tmp_path, NO_SECOND_FORK)
+    await supervisor.scale("work", "cpu-1", 2)
+    forked = await second(supervisor)
+    await supervisor.scale("work", "cpu-1", 3)
+    assert (await second(supervisor, 2)).way == "alone"
+    await supervisor.scale("work", "cpu-1", 4)
+    assert (await second(supervisor, 3)).way == "fork"
+    assert (await second(supervisor)).pid == forked.pid
+
+
+async def test_a_replica_is_not_given_the_process_that_was_forked_for_the_next_one(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    await started(supervisor, tmp_path, LATE_ONCE)
+    await supervisor.scale("work", "cpu-1", 3)
+    assert [(await second(supervisor, at)).way for at in (1, 2)] == ["alone", "fork"]

@@ -123,6 +123,14 @@ def test_two_letters_of_one_record_are_sent_once_and_those_that_do_not_say_each(
     assert sum(len(messages) for (topic, _), messages in sent.items() if topic == "in") == 3
 
 
+def test_letters_of_two_records_that_had_one_place_are_both_sent() -> None:
+    """A topic that is created again begins at the same offsets, and its topic of dead letters keeps those of before."""
+    ids = [b"old:2/7", b"new:2/7"]
+    letters = [died(at)._replace(headers=[(EVENT_ID, own), *died().headers[1:]]) for at, own in enumerate(ids)]
+    sent = replayed(*letters_of(*letters))
+    assert [dict(message.headers)[EVENT_ID] for message in sent["in", 2]] == ids
+
+
 VALUES = st.none() | st.binary(max_size=30) | st.sampled_from([b"9" * 19, "²".encode(), b"-1", b"\x1b[2J", b"inf"])
 
 

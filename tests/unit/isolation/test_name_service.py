@@ -33,7 +33,7 @@ async def test_a_host_has_its_addresses(service: NameService) -> None:
     assert "127.0.0.1" in await asked(service, b"localhost")
 
 
-@pytest.mark.parametrize("name", [b"no such host", b"a" * 254, b"\xff\xfe", b"-x-", b"a/b"])
+@pytest.mark.parametrize("name", [b"no such host", b"a" * 254, b"\xff\xfe", b"-x-", b"a/b", b"a..b", b"a" * 64])
 async def test_what_is_no_host_has_none(service: NameService, name: bytes) -> None:
     assert await asked(service, name) == []
 

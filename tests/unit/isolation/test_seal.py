@@ -92,6 +92,25 @@ def test_a_thread_that_a_library_starts_is_bound_too(tmp_path: Path) -> None:
     }
 
 
+def test_a_relative_file_that_is_opened_after_the_seal_is_named_with_what_would_grant_it(tmp_path: Path) -> None:
+    found = run(
+        tmp_path,
+        """
+        from inferline_stream.isolation.refusals import Refusals
+        refusals = Refusals(CONFINEMENT)
+        call = refusals.guarded(lambda values: open(values[0]))
+        refusals.sealed = seal(CONFINEMENT).sealed
+        try:
+            call(["model.bin"])
+        except OSError as error:
+            outcome["file"], outcome["notes"] = error.filename, error.__notes__
+        """,
+        Isolation(),
+    )
+    assert found["file"] == "model.bin"
+    assert "model.bin' is opened after the seal: open it where the stage is built" in found["notes"][0]
+
+
 def test_a_process_that_has_threads_before_the_bootstrap_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"

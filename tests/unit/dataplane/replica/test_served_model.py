@@ -290,7 +290,9 @@ def test_inputs_of_events_are_stacked_into_tensors(events: list[dict[str, Any]],
     assert json.loads(encode_request(events).content) == {"inputs": inputs}
 
 
-@pytest.mark.parametrize("events", [[{"x": 1}, {"y": 1}], [{"x": [1]}, {"x": [1, 2]}], [{"x": 1j}]])
+@pytest.mark.parametrize(
+    "events", [[{"x": 1}, {"y": 1}], [{"x": [1]}, {"x": [1, 2]}], [{"x": 1j}], [{"x": [1]}, {"x": ["a"]}]]
+)
 def test_inputs_that_make_no_tensor_are_refused(events: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match=r"x|shape"):
         encode_request(events)
@@ -347,6 +349,13 @@ def test_what_is_no_response_for_the_events_is_recognised(body: bytes) -> None:
         decode_answer(ServerAnswer(200, "200", body), 2)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BYTES"])
+def test_an_output_without_data_is_no_result_of_a_single_event(datatype: str) -> None:
+    body = b'{"outputs": [{"name": "y", "shape": [1], "datatype": "%s"}]}' % datatype.encode()
+    with pytest.raises(ValueError, match="output 'y' has no"):
+        decode_answer(ServerAnswer(200, "200", body), 1)
+
+
 TEXTS = ["", "é", "a" * 300]
 
 
@@ -368,6 +377,16 @@ def test_strings_and_arrays_pass_as_raw_bytes_both_ways(texts: list[Any]) -> Non
     found = decode_answer(ServerAnswer(200, "200", header_bytes + sent.content[length:], headers), len(texts))
     assert [each["t"] for each in found] == texts
     assert [each["x"].tolist() for each in found] == [event["x"].tolist() for event in events]
+
+
+def test_strings_in_lists_keep_the_zero_bytes_at_their_ends() -> None:
+    events = [{"x": [[b"ab\0\0"], [b""]]}, {"x": [[b"\0"], [b"c"]]}]
+    strings = [b"ab\0\0", b"", b"\0", b"c"]
+    (found,) = infer_request(open_inference_grpc.encode_request(events, "m", "").content)["inputs"]
+    assert found == {"name": "x", "shape": [2, 2, 1], "datatype": "BYTES", "data": strings}
+    assert encode_request(events, binary=True).content.endswith(
+        b"".join(len(each).to_bytes(4, "little") + each for each in strings)
+    )
 
 
 def test_bytes_have_no_place_in_json() -> None:

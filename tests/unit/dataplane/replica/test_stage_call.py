@@ -70,6 +70,12 @@ def test_another_number_of_results_fails_the_stage(results: object, message: str
         run_batch(lambda values: results, settle, [1, 2])
 
 
+@pytest.mark.parametrize("results", ["ab", b"ab", {"label": "a", "score": 1}, {1, 2}])
+def test_one_thing_that_has_as_many_parts_as_the_batch_has_events_is_no_list_of_results(results: object) -> None:
+    with pytest.raises(StageFailed, match=r"returned (str|bytes|dict|set); return a list, one result per event"):
+        run_batch(lambda values: results, settle, [1, 2])
+
+
 def test_memory_that_runs_out_is_no_events_fault() -> None:
     def stage(values: list[int]) -> list[int]:
         raise MemoryError
