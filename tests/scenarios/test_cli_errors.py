@@ -89,7 +89,7 @@ TABLE = [
     Bad("a rehearsal on a cluster", f"plan reviews --on ray --rehearse --bootstrap-servers {NOBODY}", 2, "--rehearse runs the plan on this machine"),
     Bad("a cluster to deploy to", f"deploy reviews --target kubernetes --bootstrap-servers {NOBODY}", 2, "--target kubernetes needs --image"),
     *(
-        Bad(f"a share of {share}", f"deploy reviews --canary={share} --bootstrap-servers {NOBODY}", 3, "up to 50%, e.g. 10%")
+        Bad(f"a share of {share}", f"deploy reviews --canary={share} --bootstrap-servers {NOBODY}", 2, "up to 50%, e.g. 10%")
         for share in ("0%", "51%", "10", "nan", "-1%")
     ),
     Bad("results compared of nothing", f"deploy reviews --mirror --bootstrap-servers {NOBODY}", 2, "are for --canary"),
