@@ -118,6 +118,7 @@ def run(
     """
     log_to_stderr_plainly()
     logging.getLogger("aiokafka").setLevel(logging.ERROR)  # an outage is logged once, by us
+    logging.getLogger("aiokafka.cluster").setLevel(logging.CRITICAL)  # 40 times a second that there is no such topic
     try:
         if options.channel is None:
             prepare()

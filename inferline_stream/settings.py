@@ -23,9 +23,9 @@ KAFKA_VERSION = "4.4.0"
 _FEWEST_SAMPLES = 5
 
 
-def _knob(default: float, reason: str) -> float:
-    """A field of `Settings` with the reason for its default."""
-    return field(default=default, metadata={"reason": reason})
+def _knob(default: float, reason: str, *, above_zero: bool = False) -> float:
+    """A field of `Settings` with the reason for its default, and whether a pipeline cannot run on 0."""
+    return field(default=default, metadata={"reason": reason, "above_zero": above_zero})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +36,25 @@ class Settings:
         0.020,
         "Longest a fetch of a dispatcher waits for records on brokers that do not also hold the assignments topic.",
     )
-    heartbeat_s: float = _knob(0.5, "How often a dispatcher reports and renews its lease.")
+    heartbeat_s: float = _knob(0.5, "How often a dispatcher reports and renews its lease.", above_zero=True)
     lease_s: float = _knob(
         2.0,
         "A dispatcher that could not report for this long sends and commits nothing: its slot may be another's.",
+        above_zero=True,
     )
     dead_after_s: float = _knob(
         3.0,
         "Silence after which a dispatcher counts as dead; above `lease_s`, so that two never serve a slot. Up to 16 "
         "times that where one fell silent soon after another: on a starved host a successor would be no faster.",
+        above_zero=True,
     )
     arrivals_sample_s: float = _knob(
         0.020,
         "How often end offsets are read: the resolution of the live traffic envelope.",
+        above_zero=True,
     )
-    tuner_step_s: float = _knob(0.1, "How often the Tuner decides.")
-    planner_every_s: float = _knob(300.0, "How often the plan is looked at again.")
+    tuner_step_s: float = _knob(0.1, "How often the Tuner decides.", above_zero=True)
+    planner_every_s: float = _knob(300.0, "How often the plan is looked at again.", above_zero=True)
     planner_beyond_s: float = _knob(
         30.0,
         "How long traffic must have been beyond the plan for it to be looked at at once: longer than a burst.",
@@ -68,10 +71,13 @@ class Settings:
     connect_timeout_s: float = _knob(
         10.0,
         "Longest wait for Kafka's first answer before the command ends with exit code 5.",
+        above_zero=True,
     )
-    start_timeout_s: float = _knob(60.0, "Longest a replica may take to import and load its stage.")
+    start_timeout_s: float = _knob(60.0, "Longest a replica may take to import and load its stage.", above_zero=True)
     gpu_start_timeout_s: float = _knob(
-        600.0, "The same on a GPU: tens of GB of weights are read, and kernels are compiled."
+        600.0,
+        "The same on a GPU: tens of GB of weights are read, and kernels are compiled.",
+        above_zero=True,
     )
     drain_timeout_s: float = _knob(30.0, "Longest a stopping run waits for the last events.")
     orphan_s: float = _knob(
@@ -99,20 +105,24 @@ class Settings:
     decompressed_bytes: float = _knob(
         16.0 * 1024 * 1024,
         "Largest that a batch of records may be once it is decompressed; a larger one becomes a dead letter, unread.",
+        above_zero=True,
     )
     topic_check_s: float = _knob(
         10.0,
         "How often those who read a topic look whether it is still the same one, and whether it has more partitions.",
+        above_zero=True,
     )
     offsets_check_s: float = _knob(
         5.0,
         "How often a dispatcher looks whether somebody else has overwritten its committed offsets.",
+        above_zero=True,
     )
     offsets_recommit_s: float = _knob(
         24 * 3600.0,
         "How often a dispatcher commits offsets that have not changed: Kafka forgets those of a group without "
         "members once nobody has committed them for `offsets.retention.minutes`, 7 days unless a cluster says "
         "otherwise.",
+        above_zero=True,
     )
 
     @property
@@ -133,9 +143,11 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings with `INFERLINE_<NAME>` applied, as ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds or bytes.
 
     Raises:
-        UsageError: a variable that is neither a number, 0 or more, nor a duration or size, whichever it has to be.
+        UsageError: a variable that is neither a number, 0 or more, nor a duration or size, whichever it has to be;
+            one that has to be above 0 and is not; a dispatcher that counts as dead before its lease is over.
     """
     found: dict[str, float] = {}
+    above_zero = {knob.name for knob in fields(Settings) if knob.metadata["above_zero"]}
     for name, variable in zip(Settings.__dataclass_fields__, SETTINGS_VARIABLES, strict=True):
         if variable in environment:
             try:
@@ -143,7 +155,16 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
             except ValueError:
                 what = next((what for end, (_, what) in _UNITS.items() if name.endswith(end)), "a number")
                 raise UsageError(f"{variable}={environment[variable]!r} is not {what}") from None
-    return Settings(**found)
+            if found[name] == 0 and name in above_zero:
+                usual = Settings.__dataclass_fields__[name].default
+                raise UsageError(f"{variable}={environment[variable]!r} must be above 0; it is {usual:.12g} by default")
+    chosen = Settings(**found)
+    if not found.keys().isdisjoint(("lease_s", "dead_after_s")) and chosen.dead_after_s <= chosen.lease_s:
+        raise UsageError(
+            f"INFERLINE_DEAD_AFTER_S={chosen.dead_after_s:g} must be above INFERLINE_LEASE_S={chosen.lease_s:g}, or "
+            "two dispatchers may serve one slot"
+        )
+    return chosen
 
 
 _UNITS = {

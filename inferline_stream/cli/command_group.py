@@ -18,7 +18,7 @@ from msgspec import Meta
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from inferline_stream.cli.options import LogOptions
-from inferline_stream.cli.output import log_to_stderr
+from inferline_stream.cli.output import log_to_stderr, print_in_any_encoding
 from inferline_stream.errors import InferlineError
 from inferline_stream.safe_text import printable
 from inferline_stream.settings import check_variables, kafka_security
@@ -36,6 +36,7 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         signal.signal(signal.SIGTERM, _Terminating())
+        print_in_any_encoding()
         try:
             check_variables(flag_variables(self))
             kafka_security()  # processes below would try for as long as they may

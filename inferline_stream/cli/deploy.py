@@ -24,7 +24,7 @@ from inferline_stream.cli.options import (
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.scale import as_fields, who
 from inferline_stream.controlplane.records.control_records import CodeVersion, Override
-from inferline_stream.errors import InferlineError, InvalidInput, InvalidTopology, UsageError
+from inferline_stream.errors import InferlineError, InvalidTopology, UsageError
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
@@ -185,12 +185,12 @@ def share_of(text: str) -> float:
     """Return the share of events that a text says, such as ``10%``.
 
     Raises:
-        InvalidInput: it is no share, or none that a canary may have.
+        UsageError: it is no share, or none that a canary may have.
     """
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         share = 0.0
     if not 0 < share <= _MOST_SHARE:
-        raise InvalidInput(f"--canary {text!r}: give a share above 0% and up to {_MOST_SHARE:.0%}, e.g. 10%")
+        raise UsageError(f"--canary {text!r}: give a share above 0% and up to {_MOST_SHARE:.0%}, e.g. 10%")
     return share

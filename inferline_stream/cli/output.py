@@ -52,7 +52,10 @@ def print_json(document: Any) -> None:
     """One JSON document on standard output."""
     import msgspec
 
-    print(printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()))
+    text = printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    if sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+        text = "".join(each if each.isascii() else json.dumps(each)[1:-1] for each in text)
+    print(text)
 
 
 def write_text(text: str, file: Path | None, what: str, option: str = "--save") -> None:
@@ -68,6 +71,13 @@ def write_text(text: str, file: Path | None, what: str, option: str = "--save") 
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {what} to {file}: {error.strerror}; choose another {option}") from None
+
+
+def print_in_any_encoding() -> None:
+    """Have what standard output and error cannot encode, as in an ASCII locale, be printed as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 class _AsLogLines(io.StringIO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,19 @@ def _in_reserve(plan: Plan, reserve: Reserve) -> str:
     beyond = ", with " + ", ".join(f"{count} more of {stage}" for stage, count in more.items()) if more else ""
     return (
         f"Reserve: at first, and after traffic beyond the sample, the plan's replicas stay{beyond}: "
-        f"${reserve.cost_per_hour:.4f}/h. At most they carry {reserve.multiple:.2g} times the planned rate. "
-        "Another one: --reserve."
+        f"${reserve.cost_per_hour:.4f}/h. "
+        + (
+            f"At most they carry {_times(reserve.multiple)} times the planned rate. "
+            if reserve.multiple < math.inf
+            else ""
+        )
+        + "Another one: --reserve."
         + (f" Fallbacks save ${reserve.saved_per_hour:.4f}/h of it." if reserve.saved_per_hour > 0 else "")
     )
+
+
+def _times(multiple: float) -> str:
+    return f"{multiple:.2g}" if multiple < 99.5 else f"{multiple:,.0f}"  # else with an exponent
 
 
 def show_risk(people: Console, points: Sequence[RiskPoint], objective: float) -> None:

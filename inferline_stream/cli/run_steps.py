@@ -44,7 +44,7 @@ from inferline_stream.dataplane.start_offsets import check_start
 from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.connection import refused, wait_for_kafka
-from inferline_stream.kafka.pipeline_topics import REPLICATION
+from inferline_stream.kafka.pipeline_topics import REPLICATION, ready_topics, topics_of
 from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -249,6 +249,8 @@ async def _kafka(
     if servers is not None:
         await wait_for_kafka(servers, limits.connect_timeout_s)
         await _dispatchers_known(servers)
+        if not wanted.records.create_topics:  # what is missing stays missing: say so before profiles take their time
+            await ready_topics(servers, topics_of(what.pipeline, wanted.records.prefix), create=False)
         return servers, wanted.endpoints
     screen.step("starting the embedded broker: in memory, it keeps nothing")
     servers = await stack.enter_async_context(embedded_broker_process())

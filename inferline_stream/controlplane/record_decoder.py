@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.records import Record
+from inferline_stream.pipeline.units import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class RecordDecoder:
         if now_s - self._logged_s.get(record.topic, float("-inf")) >= _LOG_AGAIN_S:
             self._logged_s[record.topic] = now_s
             logger.error(
-                "topic %s: %d records cannot be read and are skipped, the newest at partition %d, offset %d: %.200s; "
+                "topic %s: skipped %s that cannot be read, the newest at partition %d, offset %d: %.200s; "
                 "a newer release or another program writes there",
-                record.topic, self.counts[record.topic], record.partition, record.offset, repr(str(error)),
+                record.topic, count_of(self.counts[record.topic], "record"), record.partition, record.offset,
+                repr(str(error)),
             )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import msgspec
@@ -64,7 +65,7 @@ def read_events(path: str | Path) -> list[bytes]:
         InvalidFile: the file cannot be read, holds no event, or a line is no JSON; names the line.
     """
     events = []
-    for number, line in enumerate(_contents(Path(path)).split(b"\n"), start=1):
+    for number, line in enumerate(_contents(Path(path)).removeprefix(BOM_UTF8).split(b"\n"), start=1):
         event = line.strip()
         if not event:
             continue

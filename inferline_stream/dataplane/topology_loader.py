@@ -7,9 +7,11 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.annotations import check_code_name
@@ -53,13 +55,31 @@ def load_topology(path: str | Path) -> Pipeline:
     module.__file__ = str(file)
     sys.modules[file.stem] = module  # before it runs: annotations are resolved through it
     try:
-        exec(code, module.__dict__)  # noqa: S102  a topology is a program, and running it is what loading means
+        with _exit_seen():
+            exec(code, module.__dict__)  # noqa: S102  a topology is a program, and running it is what loading means
     except KeyboardInterrupt:  # somebody's Ctrl-C, as far as anybody can know
         raise
     except BaseException as error:
         sys.modules.pop(file.stem, None)
         raise InvalidTopology(f"{where_raised(error, file)}: {last_line(error)}") from error
     return _pipeline_of(module, file, variable)
+
+
+@contextmanager
+def _exit_seen() -> Iterator[None]:
+    """Turn `os._exit` of a file that is executed into an exception: it would end this process without a word."""
+    really, loading, pid = os._exit, True, os.getpid()
+
+    def refused(status: int) -> NoReturn:
+        if loading and os.getpid() == pid:  # else it is a child's, or of what the file keeps for later
+            raise SystemExit(f"os._exit({status})")
+        really(status)
+
+    os._exit = refused
+    try:
+        yield
+    finally:
+        os._exit, loading = really, False
 
 
 def load_code(name: str, folder: str | Path) -> Any:
@@ -148,15 +168,16 @@ def _forget_namesakes(folder: Path) -> None:
 
 
 def _pipeline_of(module: ModuleType, file: Path, variable: str) -> Pipeline:
+    found = {id(value): name for name, value in vars(module).items() if isinstance(value, Pipeline)}
     if variable:
         named = getattr(module, variable, None)
         if not isinstance(named, Pipeline):
-            raise InvalidTopology(f"{file}: declares no pipeline {variable!r}")
+            there = f"; there is {', '.join(sorted(found.values()))}" if found else ", and no other"
+            raise InvalidTopology(f"{file}: declares no pipeline {variable!r}{there}")
         return named
     declared = getattr(module, "pipeline", None)
     if isinstance(declared, Pipeline):
         return declared
-    found = {id(value): name for name, value in vars(module).items() if isinstance(value, Pipeline)}
     if not found:
         raise InvalidTopology(f"{file}: declares no pipeline; end it with `pipeline = Pipeline(...)`")
     if len(found) > 1:

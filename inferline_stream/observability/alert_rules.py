@@ -239,7 +239,7 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlineUnreadableRecords",
         f"inferline_unreadable_records_total{{{match}}} > 0",
-        "{{ $value }} records of {{ $labels.topic }} cannot be read and were skipped",
+        "Records of {{ $labels.topic }} that cannot be read and were skipped: {{ $value }}",
         "Another program, or a newer release, writes a topic that the pipeline keeps for itself. What it meant to set "
         "is not in force. The controller's log names the newest record.",
     )

@@ -51,7 +51,7 @@ class ReplicaFailed(StageFailed):
         last = tail.splitlines()[-1] if tail else "it wrote nothing"
         if not built and code in (EXIT_CANNOT_LOAD, EXIT_UNAVAILABLE):
             return cls(last, unavailable=code == EXIT_UNAVAILABLE)
-        return cls(f"its process ended with exit code {code}: {last}")
+        return cls(f"its process {'was ' + reason if code < 0 else f'ended with exit code {code}'}: {last}")
 
 
 class NoPlace(StageFailed):

@@ -19,6 +19,7 @@ import aiohttp
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
@@ -331,6 +332,15 @@ async def test_files_without_follow_are_sent_to_their_end_and_not_again(embedded
             output, error = await process.communicate()
             assert (process.returncode, json.loads(output)) == (0, {"sent": sent, "refused": 0}), error.decode()
     assert ids(await records_of(where, topic, 2)) == ["posts.jsonl:0", "posts.jsonl:2"]
+
+
+async def test_a_topic_that_is_not_there_is_named_once(embedded_broker, tmp_path):
+    (tmp_path / "events.jsonl").write_text("1\n")
+    servers = embedded_broker.bootstrap_servers
+    async with running("files", servers, "no-such-topic", "--path", str(tmp_path / "events.jsonl")) as process:
+        _, error = await process.communicate()
+    assert process.returncode == Unreachable.exit_code
+    assert error.decode() == "files: topic 'no-such-topic': Kafka has no such topic; create it first\n"
 
 
 async def test_a_topic_of_small_batches_gets_every_record_that_fits_it(kafka, tmp_path):

@@ -112,6 +112,7 @@ def test_a_run_that_must_not_create_topics_names_those_that_are_missing_and_crea
     done = forked_command("run", str(starter), *where, "--no-create-topics", "--no-ui", "--metrics-port", "0")
     assert done.returncode == 3, done.stderr
     assert f"error: topic {prefix}" in done.stderr
+    assert "planning" not in done.stderr + done.stdout, "it looks first"
     listed = forked_command("topics", str(starter), *where, "--output", "json")
     document = json.loads(listed.stdout)
     assert len(document["differences"]) == len(document["topics"])

@@ -56,6 +56,8 @@ TABLE = [
     Bad("a file of Kafka's settings that is no text", "check reviews", 2, f"INFERLINE_KAFKA_CONFIG={sys.executable} cannot be read: 'utf-8' codec", {"INFERLINE_KAFKA_CONFIG": sys.executable}),
     Bad("an authority that is none", f"status reviews --bootstrap-servers {NOBODY}", 2, "Kafka's ssl.ca.location=reviews/topology.py cannot be used", {"INFERLINE_KAFKA_SSL_CA_LOCATION": "reviews/topology.py"}),
     Bad("a window after the calendar's end", f"scale reviews --at 9999-12-31 --reserve 2 --bootstrap-servers {NOBODY}", 2, "--at '9999-12-31'"),
+    Bad("a period of nothing", "check reviews", 2, "INFERLINE_TUNER_STEP_S='0ms' must be above 0; it is 0.1 by default", {"INFERLINE_TUNER_STEP_S": "0ms"}),
+    Bad("a dispatcher that is dead while its lease lasts", "check reviews", 2, "INFERLINE_DEAD_AFTER_S=2 must be above INFERLINE_LEASE_S=2", {"INFERLINE_DEAD_AFTER_S": "2s"}),
     Bad("a setting in a unit that is none", "check reviews", 2, "INFERLINE_LEASE_S='2 parsecs'", {"INFERLINE_LEASE_S": "2 parsecs"}),
     Bad("an SLO without a unit", "plan reviews --slo 150", 2, 'write a number and its unit'),
     Bad("an SLO of nothing", "plan reviews --slo 0ms", 2, "must be above 0"),
@@ -87,7 +89,7 @@ TABLE = [
     Bad("a rehearsal on a cluster", f"plan reviews --on ray --rehearse --bootstrap-servers {NOBODY}", 2, "--rehearse runs the plan on this machine"),
     Bad("a cluster to deploy to", f"deploy reviews --target kubernetes --bootstrap-servers {NOBODY}", 2, "--target kubernetes needs --image"),
     *(
-        Bad(f"a share of {share}", f"deploy reviews --canary={share} --bootstrap-servers {NOBODY}", 3, "up to 50%, e.g. 10%")
+        Bad(f"a share of {share}", f"deploy reviews --canary={share} --bootstrap-servers {NOBODY}", 2, "up to 50%, e.g. 10%")
         for share in ("0%", "51%", "10", "nan", "-1%")
     ),
     Bad("results compared of nothing", f"deploy reviews --mirror --bootstrap-servers {NOBODY}", 2, "are for --canary"),

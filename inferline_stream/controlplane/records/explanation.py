@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from inferline_stream.controlplane.records.control_records import Overrides, SloRecord
+from inferline_stream.controlplane.records.control_records import Override, Overrides, SloRecord
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import count_of, format_duration
@@ -109,10 +109,7 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
         yield _of_window(story.slo)
     for key, override in sorted(story.overrides.by_key.items()):
         until = "" if override.until_s is None else f" until {_time(override.until_s)}"
-        numbers = [override.value, override.minimum, override.maximum]
-        written = _AMOUNTS.get(override.kind, "{:g}".format)
-        what = " to ".join(written(n) for n in numbers if n is not None and override.kind != "code")
-        yield f"Set by {override.who or 'somebody'}{until}: {key} {what}".rstrip()
+        yield f"Set by {override.who or 'somebody'}{until}: {key} {_amount(override)}".rstrip()
     for decision in story.decisions[-last:]:
         yield from _of_decision(decision)
     if story.hours:
@@ -120,6 +117,16 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
         cost = f"${dollars:.2f} in the plan's mixture before what the policy adds"
         yield f"The next {count_of(span, 'hour')} by the clock of {story.zone}, {cost}:"
         yield from (_of_hour(hour, story.zone) for hour in story.hours)
+
+
+def _amount(override: Override) -> str:
+    """What somebody has set, in words; empty where nothing but that it is set is to say."""
+    if override.kind == "limits":
+        limits = (("at least", override.minimum), ("at most", override.maximum))
+        return ", ".join(f"{bound} {count}" for bound, count in limits if count is not None)
+    if override.value is None or override.kind == "code":
+        return ""
+    return _AMOUNTS.get(override.kind, "{:g}".format)(override.value)
 
 
 def _of_hour(hour: HourAhead, zone: str) -> str:

@@ -95,7 +95,7 @@ def test_a_decision_is_reported_with_who_why_and_on_which_numbers() -> None:
 
 
 def test_what_people_have_set_is_reported() -> None:
-    assert "Set by eve: limits/a 1 to 6" in list(sentences(STORY, 10))
+    assert "Set by eve: limits/a at least 1, at most 6" in list(sentences(STORY, 10))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,8 @@ def test_what_people_have_set_is_reported() -> None:
         (Override("notice", "t4-spot", 120.0, until_s=2e9), "notice/t4-spot 2m"),
         (Override("traffic", "2027-11-26", 3.0), "traffic/2027-11-26 3 times"),
         (Override("scale", "a", 4), "scale/a 4"),
+        (Override("limits", "a", maximum=6), "limits/a at most 6"),
+        (Override("pause"), "pause"),
     ],
 )
 def test_what_people_have_set_is_reported_with_its_unit(override: Override, words: str) -> None:

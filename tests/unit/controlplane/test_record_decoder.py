@@ -137,6 +137,6 @@ def test_the_log_names_the_newest_and_repeats_itself_only_now_and_then(caplog: p
         for at in range(100):
             assert list(decoder.decoded(followed(b"\x1b[2J", first=at), decode_ticks)) == []
     assert len(caplog.records) == 1
-    assert "topic own: 1 records cannot be read" in caplog.text
+    assert "topic own: skipped 1 record that cannot be read" in caplog.text
     assert "\x1b" not in caplog.text
     assert decoder.counts["own"] == 100

@@ -20,6 +20,13 @@ def test_events_are_the_bytes_that_stand_in_the_file(tmp_path):
     assert read_events(tmp_path / "events.jsonl") == [b'{"text":  "caf\xc3\xa9 \\u2028"}', b"[1, 2]"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "events.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
+    (tmp_path / "arrivals.csv").write_bytes(b"\xef\xbb\xbf0.5\n1.0\n")
+    assert read_events(tmp_path / "events.jsonl") == [b'{"a": 1}']
+    np.testing.assert_allclose(read_arrivals(tmp_path / "arrivals.csv").arrivals_s, [0.0, 0.5])
+
+
 @pytest.mark.parametrize(
     ("name", "contents", "says"),
     [

@@ -94,6 +94,7 @@ def test_the_only_pipeline_may_have_any_name(tmp_path: Path) -> None:
         ("import a_module_that_nobody_has", "topology.py:1: ModuleNotFoundError: No module named"),
         ("def f():\n    return missing\n\nf()", "topology.py:2: NameError: name 'missing' is not defined"),
         ("raise SystemExit(3)", "topology.py:1: SystemExit: 3"),
+        ("import os\nos._exit(0)", "topology.py:2: SystemExit: os._exit(0)"),
         ("class Mine(BaseException):\n    pass\n\nraise Mine(4)", "topology.py:4: topology.Mine: 4"),
         ("raise BaseExceptionGroup('several', [KeyboardInterrupt()])", "topology.py:1: BaseExceptionGroup: several"),
         ("def f():\n    return f()\n\nf()", "topology.py:2: RecursionError: maximum recursion depth exceeded"),
@@ -119,7 +120,7 @@ def test_a_name_behind_a_folder_that_has_none_is_looked_up(tmp_path: Path, monke
     write(tmp_path, SOUND)
     monkeypatch.chdir(tmp_path)
     assert load_topology(".:pipeline").name == "p"
-    with pytest.raises(InvalidTopology, match="declares no pipeline 'other'"):
+    with pytest.raises(InvalidTopology, match="declares no pipeline 'other'; there is pipeline"):
         load_topology(".:other")
 
 
