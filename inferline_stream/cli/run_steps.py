@@ -104,9 +104,15 @@ def judge(report: RunReport, objective: float | None, logs: Path) -> None:
         logs: where its processes wrote.
 
     Raises:
+        Unreachable: Kafka did not answer at the end, so that this is not known.
         GateFailed: the objective did not hold, or events were lost.
         InferlineError: events were lost, and no gate was asked for.
     """
+    if report.not_read:
+        raise Unreachable(
+            f"{report.not_read}. No event was accounted for. What was not finished is in Kafka still: the next run "
+            "goes on with it"
+        )
     if objective is not None and (miss := gate_miss(report, objective)):
         raise GateFailed(miss)
     if report.lost or report.unaccounted:

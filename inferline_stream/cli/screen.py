@@ -295,9 +295,12 @@ def _report(report: RunReport) -> Table:
     if report.backlog:
         done = f"worked off after {_duration(report.backlog_done_s)}; not in the latencies below"
         table.add_row("of them there before", f"{report.backlog}, {done}")
-    table.add_row("lost", str(report.lost), style="bold red" if report.lost else "bold green")
-    table.add_row("duplicated", str(report.duplicated))
-    if report.verified < report.events_in:
+    if report.not_read:
+        table.add_row("lost, duplicated, left", "not known: Kafka did not answer", style="bold red")
+    else:
+        table.add_row("lost", str(report.lost), style="bold red" if report.lost else "bold green")
+        table.add_row("duplicated", str(report.duplicated))
+    if report.verified < report.events_in and not report.not_read:
         table.add_row("of them looked up by id", f"the last {report.verified}; the others are counted")
         table.add_row("counted without an end", str(report.unaccounted), style="bold red" if report.unaccounted else "")
     for topic, of_live in report.classes.items():
@@ -316,7 +319,8 @@ def _report(report: RunReport) -> Table:
     table.add_row("most replicas", most)
     ups, downs = (sum(d.action == action for d in report.decisions) for action in ("scale_up", "scale_down"))
     table.add_row("decisions", f"{ups} up, {downs} down, {len(report.decisions) - ups - downs} other")
-    table.add_row("lag left", str(sum(report.lag.values())))
+    if not report.not_read:
+        table.add_row("lag left", str(sum(report.lag.values())))
     table.add_row("duration", _duration(report.duration_s))
     if report.lateness_p99_s is not None:
         table.add_row("replay late by (P99)", _duration(report.lateness_p99_s))

@@ -179,9 +179,7 @@ class Leadership:
             await self._producer.__aenter__()  # from here on nobody else writes
             try:
                 records += await follower.read_to(await follower.end())
-                self.log = read_log(records, time.time(), self._decoder)
-                self.term = 1 + (self.log.heartbeat.term if self.log.heartbeat else 0)
-                self.term = max([self.term, *(grant.term + 1 for grant in self.log.grants)])
+                self._begin_term(records)
                 await self.heartbeat()
             except BaseException:
                 await self._producer.__aexit__(None, None, None)
@@ -240,11 +238,20 @@ class Leadership:
             self._producer = self._new_producer()
             await self._producer.__aenter__()
             records += await follower.read_to(await follower.end())
-        self.log = read_log(records, time.time(), self._decoder)
-        self.term += 1
+        # Another one may have begun to lead since the log was read. It is fenced by now and stops: this one goes on
+        # with what it granted, or nobody would lead.
+        self._begin_term(records)
         self.renewals += 1
         self._broken = False
         logger.warning("controller %s goes on leading in term %d", self.controller, self.term)
+
+    def _begin_term(self, records: Sequence[Record]) -> None:
+        """Begin a term after all that the topic has, once nobody else can write."""
+        self.log = read_log(records, time.time(), self._decoder)
+        before = [grant.term for grant in self.log.grants]
+        if self.log.heartbeat is not None:
+            before.append(self.log.heartbeat.term)
+        self.term = 1 + max([self.term, *before])
 
     async def heartbeat(self) -> None:
         """Write that this controller lives; errors as in `write`."""

@@ -110,6 +110,9 @@ class GroupWatch:
         self._watched: dict[str, _Watched] = {}
         self._partitions: dict[str, int] = {}
         self._log: TopicFollower | None = None
+        self._ahead_s = 0.0
+        """What the clock of looks and commits is ahead of the event loop's: this host's as it was on entering. Another
+        one would date commits away from looks where it is set while they are watched."""
         self._least_delay_s = _ONE_CLOCK_S
         self._live = False
         self._closing = AsyncExitStack()
@@ -117,6 +120,7 @@ class GroupWatch:
         """Whether the coordinator's log is read."""
 
     async def __aenter__(self) -> Self:
+        self._ahead_s = time.time() - asyncio.get_running_loop().time()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._offsets)
             for group in self._groups:
@@ -194,10 +198,13 @@ class GroupWatch:
             return
         made_s = found.time_ms / 1e3
         if self._live:
-            self._least_delay_s = min(self._least_delay_s, time.time() - made_s)
+            self._least_delay_s = min(self._least_delay_s, self._now_s() - made_s)
             watched.commits.append(OffsetCommit(made_s + self._shift_s, found.partition, found.offset))
         else:
             watched.before[found.partition] = OffsetCommit(made_s, found.partition, found.offset)
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time() + self._ahead_s
 
     @property
     def _shift_s(self) -> float:
@@ -208,7 +215,6 @@ class GroupWatch:
         """Yield a look at every group, by its declared name, each 20 ms; on time where the caller is."""
         reading = None if self._log is None else asyncio.create_task(self._read(self._log))
         loop = asyncio.get_running_loop()
-        ahead_s = time.time() - loop.time()
         due_s = polled_s = counted_s = loop.time()
         try:
             while True:
@@ -217,10 +223,10 @@ class GroupWatch:
                     found = await self._offsets.existing(self._partitions)
                     self._partitions = {topic: max(n, found.get(topic, 0)) for topic, n in self._partitions.items()}
                 ends = await self._offsets.ends(self._partitions)
-                at_s = loop.time() + ahead_s
+                at_s = self._now_s()
                 if loop.time() >= polled_s:
                     polled_s = max(polled_s + _POLL_S, loop.time())
-                    await self._poll(ahead_s, ends, logged=reading is not None)
+                    await self._poll(ends, logged=reading is not None)
                 if reading is not None and reading.done():
                     reading.result()
                 yield {
@@ -240,21 +246,21 @@ class GroupWatch:
             for record in await log.read(1.0):
                 self._take(record)
 
-    async def _poll(self, ahead_s: float, ends: Mapping[str, tuple[int, ...]], *, logged: bool) -> None:
+    async def _poll(self, ends: Mapping[str, tuple[int, ...]], *, logged: bool) -> None:
         """Ask who is in the groups that the log does not show, and what they have done."""
         for group, watched in self._watched.items():
             unseen = not watched.members and not watched.committed and not watched.commits
             shared = await self._offsets.share_members(group) if watched.shares or unseen else None
             watched.shares = watched.shares or shared is not None
             if shared is not None:
-                await self._poll_shared(watched, ahead_s, ends[watched.declared.topic], shared)
+                await self._poll_shared(watched, ends[watched.declared.topic], shared)
             elif not logged and not watched.shares:
-                await self._poll_committed(watched, ahead_s)
+                await self._poll_committed(watched)
 
-    async def _poll_committed(self, watched: _Watched, ahead_s: float) -> None:
+    async def _poll_committed(self, watched: _Watched) -> None:
         group, topic = watched.declared.group, watched.declared.topic
         entries = await self._offsets.entries(group, topic, range(self._partitions[topic]))
-        at_s = asyncio.get_running_loop().time() + ahead_s
+        at_s = self._now_s()
         for partition, (offset, _) in entries.items():
             watched.commit(at_s, partition, offset)
         protocol, members = await self._offsets.members(group)
@@ -265,7 +271,6 @@ class GroupWatch:
     async def _poll_shared(
         self,
         watched: _Watched,
-        ahead_s: float,
         ends: tuple[int, ...],
         members: Mapping[str, Mapping[str, frozenset[int]]],
     ) -> None:
@@ -273,7 +278,7 @@ class GroupWatch:
         topic = watched.declared.topic
         lags = await self._offsets.share_lags(watched.declared.group, topic, range(len(ends)))
         after = (await self._offsets.ends({topic: len(ends)}))[topic]
-        at_s = asyncio.get_running_loop().time() + ahead_s
+        at_s = self._now_s()
         for partition, lag in lags.items():
             watched.finish(at_s, partition, ends[partition] - lag, after[partition] - lag)
         watched.others = {of for topics in members.values() for of in topics} - {topic}

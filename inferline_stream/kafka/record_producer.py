@@ -92,8 +92,8 @@ class RecordProducer:
         """Hand one record to the client; returns before Kafka has it. Records of a partition keep their order.
 
         Waits only while the client's buffer for that partition (512 KiB) is full. Without a key the
-        partition is drawn at random. One that Kafka refuses for what came before it is sent again, behind those that
-        were sent meanwhile.
+        partition is drawn at random. One that Kafka refuses is sent again, behind those that were sent meanwhile, and
+        at last by itself: it may have been refused for what came before it, or for another one of its batch.
         """
         record = Record(key, value, (), timestamp_ms, topic, ANY_PARTITION)
         try:
@@ -198,12 +198,14 @@ class RecordProducer:
         """Count a record that was sent without waiting, or send it again."""
         if error is None:
             self.acknowledged += 1
-        elif self._is_over(writer, error) and not self._closed:
+            return
+        failure = _translated(record.topic, writer, error) if isinstance(error, KafkaError) else error
+        if (self._is_over(writer, error) or isinstance(failure, RecordRefused)) and not self._closed:
             again = asyncio.create_task(self._deliver(record))
             self._again.add(again)
             again.add_done_callback(self._sent_again)
         else:
-            self._failed(_translated(record.topic, writer, error) if isinstance(error, KafkaError) else error)
+            self._failed(failure)
 
     def _sent_again(self, task: asyncio.Task[None]) -> None:
         self._again.discard(task)

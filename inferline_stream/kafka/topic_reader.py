@@ -242,8 +242,11 @@ class TopicReader:
         return self._position(self._beside, -1) >= self._beside_end
 
     def _position(self, place: TopicPartition | None, unknown: int) -> int:
-        position: int | None = self._consumer._subscription.subscription.assignment.state_value(place).position
-        return unknown if position is None else position
+        state = self._consumer._subscription.subscription.assignment.state_value(place)
+        if not state.has_valid_position:  # one that Kafka no longer had; where to go on is being asked for
+            return unknown
+        position: int = state.position
+        return position
 
     async def look_at_topic(self) -> tuple[str, range]:
         """Find out whether the topic is another one by now, or has more partitions, which can be held from then on.

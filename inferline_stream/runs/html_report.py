@@ -140,9 +140,11 @@ def _tiles(record: RunRecord) -> str:
     tiles = [
         ("events", f"{report.events_in}", f"{report.events_out} results" + (f", {endings}" if endings else "")),
         *(
-            [("lost or twice", f"{report.lost} / {report.duplicated}", "every event is accounted for")]
-            if record.groups is None
-            else []
+            []
+            if record.groups is not None
+            else [("lost or twice", "–", "not known: Kafka did not answer at the end")]
+            if report.not_read
+            else [("lost or twice", f"{report.lost} / {report.duplicated}", "every event is accounted for")]
         ),
         *(
             (f"P99 {topic}", _time(of.p99_s), f"SLO {_time(of.slo_s)}, {of.slo_miss_rate or 0.0:.2%} of them missed it")

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.leader_loop import raise_end
@@ -17,19 +19,34 @@ from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.observe.observation_log import read_observation_log
 from inferline_stream.controlplane.pipeline_context import PipelineContext, drained, lags
 from inferline_stream.controlplane.run_inputs import FeedReport, Run
-from inferline_stream.errors import StageFailed
+from inferline_stream.errors import StageFailed, Unreachable
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, record_of, written_down
-from inferline_stream.runs.report import RunReport, run_report
+from inferline_stream.runs.report import RunReport, counted_ledger, run_report
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SHOW_S = 0.5
 _BEFORE_S = 3600.0
 """A time that is longer before a run than this is not believed to be an arrival's."""
 _HOPELESS_RESTARTS = 3
 """So many deaths of a stage none of whose replicas was ever ready: it cannot start."""
+
+
+async def _answered(question: Callable[[], Awaitable[T]]) -> T | None:
+    """Return Kafka's answer, or None where it gives none: the control loop logs that."""
+    try:
+        return await question()
+    except Unreachable:
+        return None
+
+
+async def _holds(question: Callable[[], Awaitable[bool]]) -> bool:
+    """Whether Kafka answers yes."""
+    return await _answered(question) or False
 
 
 @dataclass(slots=True)
@@ -154,11 +171,13 @@ class LiveRun:
                 f"{fed.sent - fed.acknowledged} of {fed.sent} events are not in Kafka: {fed.last_error}"
             )
 
-    async def drain(self) -> dict[str, int]:
+    async def drain(self) -> dict[str, int] | None:
         """Wait until everything that was in the source topic has gone through, then let every replica leave.
 
+        While Kafka does not answer, nothing has moved.
+
         Returns:
-            Records left unfinished, by consumer group.
+            Records left unfinished, by consumer group; None where Kafka does not say.
         """
         self.controller.decider.held = True  # falling traffic at the end is no reason to scale
         self.controller.slots.leave_background()
@@ -169,18 +188,19 @@ class LiveRun:
             {"": view.partitions} | {of: each.partitions for of, each in view.live.items()},
         )
         known = {of: len(self.since.of_class(self.since.source, of)) for of in live}
-        ends = await self.offsets.ends(dict(zip(self.context.sources, known.values(), strict=True)))
+        ends: dict[str, tuple[int, ...]] = {}
 
         async def empty() -> bool:
+            ends.update(ends or await self.offsets.ends(dict(zip(self.context.sources, known.values(), strict=True))))
             of_topics = zip(live.items(), self.context.sources, strict=True)
             return all([await drained(self.offsets, self.context, n, ends[topic], of) for (of, n), topic in of_topics])
 
         left, moved_s = None, time.monotonic()
-        while not await empty():
+        while not await _holds(empty):
             raise_end(self.control)
             self.look()
-            now = await self._live_lags()
-            if now != left:
+            now = await _answered(self._live_lags)
+            if now is not None and now != left:
                 left, moved_s = now, time.monotonic()
             elif time.monotonic() - moved_s > self.run.settings.drain_timeout_s:
                 waited_s = self.run.settings.drain_timeout_s
@@ -196,9 +216,9 @@ class LiveRun:
             for of, of_class in classes.items():
                 rest = {stage: n for stage, n in of_class.items() if stage not in self.context.entries}
                 through = partial(drained, self.offsets, self.context, rest, (), of)
-                await until(through, self.run.settings.drain_timeout_s, every_s=0.1)
+                await until(partial(_holds, through), self.run.settings.drain_timeout_s, every_s=0.1)
         await self.controller.retire(frozenset(partitions), self.run.settings.drain_timeout_s)
-        return await self._live_lags()
+        return await _answered(self._live_lags)
 
     async def _live_lags(self) -> dict[str, int]:
         """Records of live events that are not finished, by consumer group."""
@@ -208,27 +228,38 @@ class LiveRun:
             found |= await lags(self.offsets, self.context, each.partitions, of_class=of)
         return found
 
-    async def report(self, lag: dict[str, int]) -> RunReport:
-        """Account for every event and put the report together."""
+    async def report(self, lag: dict[str, int] | None) -> RunReport:
+        """Account for every event and put the report together; where Kafka does not answer, of what was counted.
+
+        Args:
+            lag: left in each consumer group; None where Kafka has not said.
+        """
         self.run.display.step("accounting for every event")
         self.controller.look()  # what came last is newer than the last look
         state = self.controller.state
         assert state is not None, "it has just been looked at"
         ended_s = time.time()
-        ledger = await read_ledger(
-            self.offsets,
-            self.context,
-            self.since,
-            to_committed=self.run.feed is None,
-            begin=self.controller.collector.end_offsets.begin if self.controller.collector is not None else None,
-        )
+        not_read = ""
+        try:
+            lag = await self._live_lags() if lag is None else lag
+            ledger = await read_ledger(
+                self.offsets,
+                self.context,
+                self.since,
+                to_committed=self.run.feed is None,
+                begin=self.controller.collector.end_offsets.begin if self.controller.collector is not None else None,
+            )
+        except Unreachable as error:
+            logger.error("events cannot be accounted for: %s", error)
+            not_read, ledger = str(error), counted_ledger(state)
         report = run_report(
             ledger,
             state,
+            not_read=not_read,
             started_s=self.started_s,
             duration_s=ended_s - self.started_s,
             replicas_most=self.replicas_most,
-            lag=lag,
+            lag=lag or {},
             exits=list(self.controller.exits),
             emulated=any(
                 self.run.kinds[a.hardware].emulated for kinds in self.run.plan.allocations.values() for a in kinds
@@ -241,7 +272,7 @@ class LiveRun:
         if self.run.run_folder is not None:
             events = EventTimes.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
             # Observations without every event would be replayed on other traffic than the policy saw.
-            observations = None if ledger.began else await self._observations(events.began_s)
+            observations = None if ledger.began else await _answered(partial(self._observations, events.began_s))
             record = record_of(report, self.controller.decider, self.started_s, self.run.measured)
             self.run.display.note(written_down(self.run.run_folder, record, events, observations))
         return report

@@ -112,6 +112,9 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """Events that a stage's fallback made, by stage; without stages that made none."""
     results_each: dict[str, float] = {}
     """Mean results of an event, by stage that gives many."""
+    not_read: str = ""
+    """Why Kafka could not be read at the end, in words. Then no event was looked up, so that it is not known what was
+    lost or is left; the figures are what was counted until then, and those of single classes are missing."""
 
 
 def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
@@ -167,10 +170,19 @@ def quantiles_s(latencies: NDArray[np.float32], probabilities: Sequence[float]) 
     return tuple(round(float(q), 6) for q in np.quantile(done, probabilities, method="inverted_cdf"))
 
 
+def counted_ledger(state: PipelineState) -> EventLedger:
+    """Return the ledger of a run whose topics cannot be read: no event is looked up, and the last state counts them."""
+    entered = (state.events_in,)
+    ledger = EventLedger("", entered, entered, live=(0,), began=(0,))
+    ledger.earlier_out, ledger.earlier_ended = state.events_out, state.completed_without_output
+    return ledger
+
+
 def run_report(
     ledger: EventLedger,
     state: PipelineState,
     *,
+    not_read: str = "",
     started_s: float,
     duration_s: float,
     replicas_most: Mapping[str, int],
@@ -187,6 +199,7 @@ def run_report(
     Args:
         ledger: of every event.
         state: the last one.
+        not_read: why there is only a `counted_ledger`; empty where events were looked up.
         started_s: seconds since the epoch at which decisions' times begin.
         duration_s: of the run, without preparations.
         replicas_most: most replicas ready at once, by stage.
@@ -198,7 +211,8 @@ def run_report(
         lateness_p99_s: of the trace replay, if there was one.
         counts_events: whether the growth of the source topic counts events alone; see `Topic`.
     """
-    backgrounds = {of.topic: _background(ledger.others[of.topic], of) for of in state.backgrounds}
+    backgrounds = {} if not_read else {of.topic: _background(ledger.others[of.topic], of) for of in state.backgrounds}
+    classes = () if not_read else zip(state.classes, ledger.of_live, strict=False)
     lost = [each.lost() for each in ledger.every]
     p50_s, p95_s, p99_s = _quantiles_s(ledger, state)
     live, done_s = ledger.of_live, [each.backlog_done_s for each in ledger.of_live if each.backlog_done_s is not None]
@@ -210,7 +224,7 @@ def run_report(
         events_in=sum(each.events_in + each.earlier_in for each in live),
         events_out=sum(each.events_out for each in live) + earlier_out,
         verified=sum(each.events_in for each in live),
-        unaccounted=unaccounted if counts_events else 0,
+        unaccounted=unaccounted if counts_events and not not_read else 0,
         slo_miss_rate=counted_miss_rate(state, sum(each.lost()[0] for each in live))
         if ledger.began
         else miss_rate(live, state.slo_s),
@@ -235,10 +249,11 @@ def run_report(
         unknown=sum(each.unknown for each in ledger.every),
         backlog=sum(each.backlog + each.earlier_backlog for each in live),
         backlog_done_s=round(max(0.0, max(done_s) - started_s), 3) if done_s else None,
-        classes={of.topic: _class_report(each, of, state.slo_s) for of, each in zip(state.classes, live, strict=False)},
+        classes={of.topic: _class_report(each, of, state.slo_s) for of, each in classes},
         backgrounds=backgrounds,
         degraded={stage.name: stage.total.degraded for stage in state.stages if stage.total.degraded},
         results_each={stage.name: each for stage in state.stages if (each := stage.results_each) is not None},
+        not_read=not_read,
     )
 
 

@@ -6,7 +6,8 @@ import secrets
 import pytest
 from aiokafka import TopicPartition
 
-from inferline_stream.controlplane.leadership import LEADER_KEY, Leadership, read_log
+from inferline_stream.controlplane import leadership
+from inferline_stream.controlplane.leadership import LEADER_KEY, Leadership, LeadershipLost, read_log
 from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.dataplane.slot_grants import Grant
 from inferline_stream.errors import Unreachable
@@ -43,6 +44,39 @@ async def test_a_leader_whose_writes_kafka_refuses_for_good_begins_a_new_term(ka
     assert [record.key for record in records] == [LEADER_KEY.encode()] * 3
     heartbeat = read_log(records, 0.0, RecordDecoder()).heartbeat
     assert (heartbeat.term, heartbeat.devices) == (2, leading.devices)
+
+
+async def test_one_that_another_took_over_from_as_it_began_again_leads_in_a_term_after_that(kafka, monkeypatch):
+    async with only_leader(kafka) as (names, leading), contextlib.AsyncExitStack() as stack:
+        other, new_producer = Leadership(kafka.bootstrap_servers, names, "other"), leading._new_producer
+
+        async def at_once(*_):
+            pass
+
+        def fences_late():
+            producer = new_producer()
+            start = producer.start
+
+            async def late(timeout_s, **how):
+                await stack.enter_async_context(other)
+                await other.write([Grant("work", 0, 1, "theirs", other.term, 1, True)])
+                await start(timeout_s, **how)
+
+            producer.start = late
+            return producer
+
+        monkeypatch.setattr(leadership, "until_silent", at_once)
+        await fails(leading, names, leading.heartbeat())
+        leading._new_producer = fences_late
+        for _ in range(2):  # the first one was made in the term before
+            await leading.heartbeat()
+        assert (leading.term, [grant.dispatcher for grant in leading.log.grants]) == (other.term + 1, ["theirs"])
+        with pytest.raises(LeadershipLost):
+            await other.heartbeat()
+        async with TopicFollower(kafka.bootstrap_servers, names.assignments) as follower:
+            records = await follower.read_to(await follower.end())
+    heartbeat = read_log(records, 0.0, RecordDecoder()).heartbeat
+    assert (heartbeat.term, heartbeat.controller) == (leading.term, "only")
 
 
 async def test_grants_of_a_term_that_is_over_are_not_written_and_a_new_term_begins_with_all_that_there_are(kafka):

@@ -382,6 +382,19 @@ async def test_a_record_that_kafka_refuses_takes_none_with_it_that_were_sent_in_
     assert {record.key for record in found} == {b"%d" % n for n in range(1, 101) if n % 20}
 
 
+async def test_a_record_that_kafka_refuses_takes_none_with_it_that_nobody_waited_for(kafka):
+    where = kafka.bootstrap_servers
+    topic = await topic_on(where, 1, **{"cleanup.policy": "compact"})
+    async with asyncio.timeout(60), RecordProducer(where, topic) as producer:
+        for n in range(1, 101):
+            await producer.send(topic, b"{}", key=b"%d" % n if n % 20 else None)
+        await producer.flush()
+        assert (producer.acknowledged, producer.failed) == (95, 5)
+        assert producer.last_error.startswith("RecordRefused")
+    found = await records_of(where, topic, 95)
+    assert sorted(int(record.key) for record in found) == [n for n in range(1, 101) if n % 20]
+
+
 async def test_a_source_waits_for_a_kafka_that_is_away_and_loses_nothing(own_apache_kafka, tmp_path):
     where = own_apache_kafka.bootstrap_servers
     raw, topic = await topic_on(where), await topic_on(where)

@@ -107,8 +107,8 @@ class ReplanClock:
     async def step(self) -> None:
         """Plan, and hand over what it came to, if there is reason to plan."""
         now_s = asyncio.get_running_loop().time()
-        if self.view.core_use.crowded:
-            return  # what is measured now is the machine's lack of cores
+        if self._held():
+            return
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
         before = self.view.measured
@@ -121,12 +121,19 @@ class ReplanClock:
         proposal = await call_in_subprocess(replan, inputs)
         if self.view.measured is not before:  # another version has taken over meanwhile, and is planned for next
             return
+        if self._held():  # since it was asked for, and what people want was noted as planned for
+            self._occasions.again(0.0)
+            return
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:
             self._counts = self.view.reports.totals()
         elif proposal.reason is None and self._slo_s() != self.view.plan.slo_s:
             self._occasions.again(now_s + _AGAIN_S)  # too little has been recorded yet
         await self.take(proposal, measured)
+
+    def _held(self) -> bool:
+        """Whether no plan is taken up now: people hold decisions, or the machine lacks cores, and that is measured."""
+        return bool(self.view.core_use.crowded) or self.overrides().paused(time.time())
 
     def measured_again(self, measured: PipelineProfile) -> None:
         """Another version of the stages runs, which was measured: plan by that, and by what is counted from now on."""

@@ -46,9 +46,12 @@ class LogGrowth:
         return self._ends is not None and time_s - self._time_s > self._gap_s
 
     def skip(self, time_s: float, ends: Sequence[int]) -> None:
-        """Go on from these end offsets: what came before them is known from elsewhere, without a gap."""
+        """Go on from these end offsets: what came before them is known from elsewhere, without a gap.
+
+        Partitions may have been added anywhere among them, where they are those of several topics.
+        """
         before = self._ends or tuple(ends)
-        self.total += sum(max(0, end - old) for end, old in zip(ends, before, strict=False))
+        self.total += max(0, sum(ends) - sum(before))
         self._ends, self._time_s = tuple(ends), time_s
         if self.watched_since_s is None:
             self.watched_since_s = time_s

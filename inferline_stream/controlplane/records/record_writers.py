@@ -31,6 +31,9 @@ from inferline_stream.replay.live_observations import Figures
 _IDLE_MS = 1000.0
 """A log that does not grow is reported once a second, so that a reader sees that somebody watched."""
 
+_BACK_MS = 1000.0
+"""A clock that goes back by less is corrected as usual, and has caught up soon."""
+
 _MOVES = 1e-3
 """A figure that has moved by a smaller share is not kept again."""
 
@@ -51,6 +54,9 @@ async def write_overrides(
 class ArrivalLog:
     """Collects samples of end offsets into records of the arrivals topic.
 
+    Its times only go forward: where this host's clock is set back, they go on from the last one. Readers take later
+    ticks for later growth.
+
     Args:
         names: of the pipeline.
         source: full name of the source topic.
@@ -60,6 +66,8 @@ class ArrivalLog:
         self._topic, self._source = names.arrivals, source
         self._written: tuple[float, list[int]] | None = None
         self._last: tuple[float, list[int]] = (0.0, [])
+        self._set_back_ms = 0.0
+        """By how much this host's clock has been set back."""
         self._waiting: list[tuple[float, list[int]]] = []
         self._asked: list[float] = []
         self._figures: dict[str, float | None] = {}
@@ -67,20 +75,24 @@ class ArrivalLog:
 
     def asked(self, time_s: float, figures: Figures) -> None:
         """The policy is asked, seconds since the epoch, with these figures. They are kept with the next tick."""
-        self._asked.append(time_s * 1e3)
+        time_ms = time_s * 1e3 + self._set_back_ms
+        self._asked.append(time_ms)
         for key, figure in figures.items():
             if key not in self._figures or not _close(figure, self._figures[key]):
                 self._figures[key] = figure
-                self._new.append((time_s * 1e3, key, figure))
+                self._new.append((time_ms, key, figure))
 
     def sampled(self, time_ms: float, ends: Sequence[int]) -> None:
         """End offsets at that time, milliseconds since the epoch."""
+        time_ms += self._set_back_ms
         now = (time_ms, list(ends))
         if self._written is None:
             self._written = self._last = now
             return
         newest = self._waiting[-1] if self._waiting else self._written
         if time_ms <= self._last[0]:
+            if self._last[0] - time_ms > _BACK_MS:
+                self._set_back_ms += self._last[0] - time_ms
             return
         if now[1] != newest[1]:
             if self._last[0] > newest[0]:  # what came, came after the last look, not after the last record

@@ -170,11 +170,15 @@ def _sample(state: PipelineState) -> _Sample:
 
 
 def _keep(state: Callable[[], PipelineState | None], samples: deque[_Sample], closing: Event) -> None:
-    """Add a sample every second until closed; for a thread of its own."""
+    """Add a sample every second until closed, and begin again where the clock was set back; for a thread of its own."""
     while not closing.wait(_EVERY_S):
-        newest = state()
-        if newest is not None and (not samples or newest.time_s > samples[-1][0]):
-            samples.append(_sample(newest))
+        if (newest := state()) is None:
+            continue
+        sample = _sample(newest)
+        if samples and sample[0] < samples[-1][0]:
+            samples.clear()
+        if not samples or sample[0] > samples[-1][0]:
+            samples.append(sample)
 
 
 def _obeyed(control: PageControl, body: bytes, stages: frozenset[str]) -> tuple[HTTPStatus, str, bytes]:

@@ -62,6 +62,26 @@ def test_a_replay_sees_each_arrival_of_a_gap_when_it_came() -> None:
     assert (known_s >= arrivals_s).all()
 
 
+def test_what_grows_after_the_clock_was_set_back_is_reported_and_shows_no_burst() -> None:
+    ticks, observed = ArrivalLog(NAMES, "posts"), ObservationLog()
+    records, set_back_ms = [], 0.0
+    for tick in range(400):  # 50 records a second
+        set_back_ms = 3.6e6 if tick >= 200 else 0.0
+        ticks.sampled(7.2e6 + tick * 20.0 - set_back_ms, [tick])
+        if tick % 5 == 0:
+            ticks.asked(7.2e3 + tick * 0.02 - set_back_ms / 1e3, {})
+        if tick % 50 == 49 and (written := ticks.take()) is not None:
+            records.append(decode_ticks(written.value))
+    grown = merged(records)
+    assert grown[-1][1] == [399]
+    assert max(b[0] - a[0] for (_, a), (_, b) in itertools.pairwise(grown)) <= 2
+    for record in records:
+        observed.take(record)
+    found = observed.observations(7.2e3, 7.2e3)
+    assert found.asked_s.size == 80
+    assert found.grown[-1] == 399
+
+
 def test_steps_after_the_last_tick_are_left_for_the_end_of_a_run() -> None:
     ticks, observed = ArrivalLog(NAMES, "posts"), ObservationLog()
     assert ticks.rest() is None

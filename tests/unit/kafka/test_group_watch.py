@@ -1,10 +1,13 @@
 """A watched group whose coordinator's log cannot be read: as on the embedded broker, which has none."""
 
 import asyncio
+import time
 
+import pytest
 from aiokafka import AIOKafkaConsumer
 
 from inferline_stream.embedded_broker.server import EmbeddedBroker
+from inferline_stream.kafka import group_watch
 from inferline_stream.kafka.group_watch import GroupWatch
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.record_producer import RecordProducer
@@ -20,6 +23,23 @@ async def test_another_topic_is_one_until_what_was_committed_of_it_is_deleted():
             for offset, others in ((5, {"old"}), (None, set()), (6, {"old"})):
                 watch._committed(watch._watched["enrich-v2"], CommitRecord("enrich-v2", "old", 0, offset, 1))
                 assert watch.other_topics("enrich-v2") == others
+
+
+async def test_commits_are_dated_by_the_clock_of_looks_also_after_this_host_s_is_set_back(monkeypatch):
+    async with asyncio.timeout(30.0), EmbeddedBroker() as broker:
+        await create_topics(broker.bootstrap_servers, [WantedTopic("posts", 2, "")], replication=1)
+        brokers = time.time
+        async with GroupWatch(broker.bootstrap_servers, [ConsumerGroup("enrich", group="g", topic="posts")]) as watch:
+            watch._live, watched = True, watch._watched["g"]
+            monkeypatch.setattr(group_watch.time, "time", lambda: brokers() - 3600.0)
+            made_s = brokers()
+            watch._committed(watched, CommitRecord("g", "posts", 0, 5, int(made_s * 1e3)))
+            looks = watch.looks()
+            look = (await anext(looks))["enrich"]
+            await looks.aclose()
+    (commit,) = look.commits
+    assert commit.at_s == pytest.approx(made_s, abs=1e-2)
+    assert look.at_s >= commit.at_s
 
 
 async def test_commits_and_members_are_asked_for_where_the_log_cannot_be_read():

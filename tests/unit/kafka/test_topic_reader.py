@@ -22,11 +22,31 @@ from inferline_stream.kafka.topic_state import TopicState
 CONTROL, ZERO, ONE = TopicPartition("assignments", 0), TopicPartition("in", 0), TopicPartition("in", 1)
 
 
+class State:
+    """What aiokafka keeps of a partition; to ask for a position that there is none of is a mistake, as it is there."""
+
+    def __init__(self, position: int | None) -> None:
+        self.known = position
+
+    @property
+    def has_valid_position(self) -> bool:
+        return self.known is not None
+
+    @property
+    def position(self) -> int:
+        assert self.known is not None
+        return self.known
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self.known = position
+
+
 class Consumer:
     """Takes the records of the other partitions, and drops them, when those of one raise; as aiokafka does."""
 
     def __init__(self) -> None:
-        self.states = {tp: SimpleNamespace(position=0) for tp in (CONTROL, ZERO, ONE)}
+        self.states = {tp: State(0) for tp in (CONTROL, ZERO, ONE)}
         self.records: dict[TopicPartition, list[Any]] = {}
         self.error: Exception | None = None
         self.paused: set[TopicPartition] = set()
@@ -48,7 +68,7 @@ class Consumer:
         return found
 
     def assign(self, tps: Sequence[TopicPartition]) -> None:
-        self.states.update({tp: SimpleNamespace(position=None) for tp in tps})
+        self.states.update({tp: State(None) for tp in tps})
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self.states[tp].position = offset
@@ -134,6 +154,14 @@ async def test_a_lost_offset_of_the_assignments_topic_halts_no_partition_of_the_
     consumer.error = OffsetOutOfRangeError({CONTROL: 5})
     with pytest.raises(KafkaFailed, match="assignments"):
         await reader.fetch((), 0.0)
+
+
+async def test_records_are_returned_while_kafka_is_asked_where_another_partition_goes_on(consumer: Consumer) -> None:
+    reader = reader_of(consumer)
+    consumer.records = {ZERO: ["a"]}
+    consumer.states[ONE].known = None
+    fetched = await reader.fetch((), 0.0)
+    assert (fetched.records, fetched.positions) == ({0: ["a"]}, {0: 1, 1: 0})
 
 
 async def test_records_of_a_partition_that_the_topic_was_given_are_read_again_on_the_connection_that_is_there(

@@ -2,14 +2,17 @@ import http.client
 import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from threading import Event
+from typing import Any
 
 import pytest
 
 from inferline_stream.errors import Unreachable, UsageError
-from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
+from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer, _keep
 from inferline_stream.tuner.outlook import HourAhead
 from tests.unit.observability.states import a_state
 
@@ -150,6 +153,21 @@ def test_who_comes_late_gets_what_was_before():
                 samples = json.loads(answer.read())["samples"]
     assert samples[0][1:] == [55.5, 0.05, 0.12, 0.3, 0.1995, 0.133, 3, 2]
     assert samples[1][0] > samples[0][0]
+
+
+def test_the_time_before_the_clock_was_set_back_is_forgotten_and_the_time_after_it_kept() -> None:
+    class Closing(Event):
+        def __init__(self, times: int) -> None:
+            super().__init__()
+            self.left = times
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.left -= 1
+            return self.left < 0
+
+    times_s, samples = iter((5000.0, 5001.0, 1400.0, 1401.0, 1401.0)), deque[Any]()
+    _keep(lambda: replace(a_state(), time_s=next(times_s)), samples, Closing(5))
+    assert [sample[0] for sample in samples] == [1400.0, 1401.0]
 
 
 def test_a_page_of_another_site_cannot_read_it_through_a_name_of_its_own(page):

@@ -1,18 +1,33 @@
-"""What a run says of its feed, without a Kafka and without a pipeline."""
+"""What a run says of its feed and of a Kafka that is away at its end, without a Kafka and without a pipeline."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import io
+import math
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import rich.console
 
+from inferline_stream.cli.run_steps import judge
+from inferline_stream.cli.screen import Screen
 from inferline_stream.connectors.sources.trace_replay import ReplayReport
+from inferline_stream.controlplane.observe.end_offsets import LedgerBegin
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.run_inputs import RunDisplay
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.settings import Settings
+from tests.support.emulated_runs import one_stage
+from tests.unit.observability.states import a_state
 
 DEADLINE_S = 10.0
 
@@ -80,3 +95,75 @@ async def test_events_that_kafka_refused_are_reported_with_the_reason(
         await under_way.fed(asyncio.Event())
     assert display.notes == notes
     assert (under_way.lateness_p99_s, under_way.preparation_cost) == (0.002, 0.01)
+
+
+class Away:
+    """Offsets of one partition, with nothing left, that are not known the first so many times."""
+
+    def __init__(self, times: float) -> None:
+        self.times = times
+
+    def _answer(self) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise Unreachable("Kafka at kafka:9092 does not answer")
+
+    async def ends(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        self._answer()
+        return dict.fromkeys(partitions, (7,))
+
+    async def committed(self, group: str, topic: str, partitions: int) -> tuple[Committed, ...]:
+        self._answer()
+        return (Committed(7),)
+
+
+class Controller:
+    """Of one stage, "a", with its last state."""
+
+    def __init__(self) -> None:
+        slots = SimpleNamespace(leave_background=lambda: None, stuck=lambda: "")
+        self.state = replace(a_state(), events_in=9, events_out=7, completed_without_output=1)
+        self.view = SimpleNamespace(partitions={"a": 1}, live={}, others={})
+        self.decider, self.slots, self.exits, self.collector = SimpleNamespace(held=False), slots, (), None
+        self.retired: list[frozenset[str]] = []
+
+    def look(self) -> None:
+        pass
+
+    async def retire(self, stages: Collection[str], deadline_s: float) -> None:
+        self.retired.append(frozenset(stages))
+
+
+def draining(offsets: Away) -> LiveRun:
+    settings = replace(Settings(), drain_timeout_s=0.3)
+    pipeline, kafka = one_stage(), cast("Any", None)
+    run: Any = SimpleNamespace(
+        settings=settings, display=Display(), feed=object(), kinds={}, plan=SimpleNamespace(allocations={}),
+        advisory=False, run_folder=None,
+    )  # fmt: skip
+    control = asyncio.get_running_loop().create_future()
+    since = LedgerBegin((0,), {"a": (0,)}, (0,), (0,))
+    given: dict[str, Any] = {"controller": Controller(), "offsets": offsets, "control": control}
+    return LiveRun(run=run, context=PipelineContext(pipeline, kafka, settings), since=since, **given)
+
+
+async def test_a_run_drains_on_once_kafka_answers_again() -> None:
+    under_way = draining(Away(2))
+    async with asyncio.timeout(DEADLINE_S):
+        assert set((await under_way.drain() or {}).values()) == {0}
+    assert cast("Any", under_way.controller).retired == [{"a"}]
+
+
+async def test_a_run_whose_kafka_stays_away_reports_what_was_counted_and_says_what_is_not_known() -> None:
+    under_way = draining(Away(math.inf))
+    async with asyncio.timeout(DEADLINE_S):
+        report = await under_way.report(await under_way.drain())
+    assert report.not_read == "Kafka at kafka:9092 does not answer"
+    assert (report.events_in, report.events_out, sum(report.completed.values()), report.verified) == (9, 7, 1, 0)
+    assert (report.unaccounted, report.lag, report.classes, report.backgrounds) == (0, {}, {}, {})
+    with pytest.raises(Unreachable, match=r"does not answer\. No event was accounted for"):
+        judge(report, 0.99, Path("logs"))
+    shown = io.StringIO()
+    with contextlib.closing(Screen(rich.console.Console(file=shown, width=120))) as screen:
+        screen.report(report)
+    assert "not known: Kafka did not answer" in shown.getvalue()
