@@ -137,7 +137,7 @@ def put_in(mutant: Mutant) -> None:
     code = compile(mutant.applied(mutant.path.read_text()), path, "exec", dont_inherit=True)
     changed = {(each.co_qualname, each.co_firstlineno): each for each in _codes(code)}
     for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == path:
+        if type(function) is FunctionType and function.__code__.co_filename == path:  # a dead proxy has no class
             own = function.__code__
             new = changed[own.co_qualname, own.co_firstlineno]
             if new != own:

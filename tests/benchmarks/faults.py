@@ -47,7 +47,7 @@ from tests.support.faults import FAULTS, scene
 SWING = Path(__file__).parents[1] / "scenarios" / "swing"
 RATE = 60.0
 SLO_S = 0.4
-KILLS, KILL_ROUNDS = ("kill_replica", "kill_join_partner", "kill_dispatcher"), 9
+KILLS, KILL_ROUNDS = ("kill_replica", "kill_join_partner", "kill_dispatcher"), 10
 AT_ONCE = 2
 """Kills in each of these rounds."""
 
