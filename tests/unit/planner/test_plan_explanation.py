@@ -11,7 +11,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.plan_explanation import cost_curve, explain
+from inferline_stream.planner.plan_explanation import cost_curve, explain, latency_shares
 from inferline_stream.planner.problem import Problem, price_of, replaced
 from inferline_stream.planner.provision import provision
 from inferline_stream.planner.stage_options import stage_options
@@ -128,3 +128,8 @@ def test_a_cheaper_choice_at_the_slo_meets_it_and_one_at_twice_the_slo_lacks_thr
     reported = explain(plan, problem)
     assert [other.reason for other in reported.stages[0].next_cheaper] == [reason]
     assert reported.binding == f"{binding} of stage 'a': {reason}"
+
+
+def test_stages_share_the_time_as_their_services_do_where_nothing_waits():
+    problem = plain_problem({"a": {"x": 0.1}, "b": {"x": 0.3}}, np.arange(20.0), 2.0, {"x": Hardware("x", 1.0)})
+    assert latency_shares(_plan(problem), problem) == pytest.approx({"a": 0.25, "b": 0.75})

@@ -138,6 +138,16 @@ def back(state: TunerState, **more: object) -> tuple[TunerState, list[Decision]]
     return state, found
 
 
+def test_no_more_comes_back_than_was_taken() -> None:
+    state = begun(Spot(0.3))
+    before, back_s = counts(state), 3.0 + 120.0 + AWAY_S
+    state, _ = step(state, now(3.0, state, leaving=(1, 0)))
+    state, decision = step(replace(state, time_s=back_s - 0.1), now(back_s, state))
+    assert decision is not None
+    assert decision.reason is Reason.SPOT_BACK
+    assert [spot for _, spot in counts(state).values()] == [spot for _, spot in before.values()]
+
+
 @pytest.mark.parametrize("bound_by", ["the catalogue", "what is seen"])
 def test_no_more_comes_back_than_there_is_stock_for(bound_by: str) -> None:
     state, _ = lost(begun(Spot(0.3)))
