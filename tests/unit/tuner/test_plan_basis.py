@@ -89,3 +89,15 @@ def test_levels_pay_the_whole_of_a_device_that_replicas_of_several_stages_share(
     assert levels is not None
     assert (levels.multiples.tolist(), levels.cost_per_hour.tolist()) == ([0.5, 1.0, 20.0], [2.0, 6.0, 10.0])
     assert levels.event_cost == pytest.approx(6.0 / 3600 / 100.0)
+
+
+def test_replicas_that_cost_nothing_count_only_where_none_costs_anything():
+    """At half and at the whole of the planned rate: one and two replicas of a stage, one and three of the other."""
+    table = Staffing((0.5, 1.0, 20.0), {"a": (100.0, 200.0, 200.0), "b": (50.0, 150.0, 150.0)}, 100.0)
+    profiles = {**measured().profiles, ("b", "y"): replace(measured().profiles["b", "x"], hardware="y")}
+    mixed = replace(plan(), allocations={**plan().allocations, "b": (Allocation("y", 1, 3),)})
+    for price, costs in ((1.0, [1.0, 2.0]), (0.0, [2.0, 5.0])):
+        kinds = {"x": Hardware("x", price), "y": Hardware("y", 0.0)}
+        levels = basis_of(mixed, replace(measured(), profiles=profiles), kinds, staffing=table).levels
+        assert levels is not None
+        assert levels.cost_per_hour.tolist() == costs

@@ -71,13 +71,13 @@ def test_all_stages_sleep_once_nothing_has_come_for_as_long_as_declared_and_not_
 
 
 def test_the_first_event_wakes_them_all_at_once_with_what_a_beginning_insures() -> None:
-    asleep, _ = until(tuner(), 0.0, 600.0)
-    state, decision = step(asleep, replace(quiet(601.0, asleep), arrival_rate=0.2, envelope=(1, 1, 1)))
+    asleep, _ = until(tuner(), 100.0, 700.0)
+    state, decision = step(asleep, replace(quiet(701.0, asleep), arrival_rate=0.2, envelope=(1, 1, 1)))
     assert decision is not None
     assert (decision.action, decision.reason) == (Action.SCALE_UP, Reason.WOKEN)
     assert "after 10m without any: its first replica is ready in about 3s" in decision.detail
     assert counts(state) == counts(step(tuner({}), seen(0.0))[0]), "as many as a run begins with"
-    assert counts(step(state, quiet(602.0, state))[0]) == counts(state), "and they stay"
+    assert counts(step(state, quiet(702.0, state))[0]) == counts(state), "and they stay"
 
 
 @pytest.mark.parametrize("what", ["lag", "background", "limits", "schedule", "stale", "unwatched"])
