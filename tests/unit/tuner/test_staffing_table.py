@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.provision import SearchSettings, provision
-from inferline_stream.tuner.staffing_table import Staffing, staffing
+from inferline_stream.tuner.staffing_table import Staffing, StaffingSearch, staffing
 from tests.unit.planner.problems import chain
 from tests.unit.tuner.plans import SHAPE, measured, plan
 
@@ -129,3 +130,10 @@ def test_more_traffic_is_staffed_with_the_plans_hold():
     table = staffing(problem.shape, planned, problem.measured, problem.traces[0], PRICES, multiples=(1.0, 1.1))
     each = problem.measured.profiles["s0", "x"].throughput(held.max_batch_size)
     assert table.needed("s0", 1.1) / each < 1.3 * planned.cost_per_hour
+
+
+def test_members_are_given_back_down_to_the_next_number_that_shares_the_partitions_evenly():
+    """Of eight partitions four members have as many each as five to seven have at most, and three are too few here."""
+    held = replace(plan(), slo_s=5.0, allocations={"a": (Allocation("x", 4, 8),), "b": (Allocation("x", 1, 8),)})
+    search = StaffingSearch(SHAPE, held, measured(), PRICES, sharing={"a": Sharing(8)}, seed=0)
+    assert search.below(SAMPLE, 3.5, {"a": 8, "b": 8}, objective=0.99)["a"] == 4
