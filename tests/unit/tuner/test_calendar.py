@@ -87,6 +87,9 @@ def test_what_nobody_watched_is_unknown_and_four_weeks_are_kept_in_kilobytes() -
     assert np.allclose(back.rates, later.rates, rtol=1e-3, equal_nan=True)
     with pytest.raises(ValueError, match="no weeks of arrivals"):
         PastWeeks.from_bytes(0, b"\0" * 3)
+    assert PastWeeks.from_bytes(0, bytes(2 * BINS)).rates.size == BINS
+    with pytest.raises(ValueError, match="no weeks"):
+        PastWeeks.from_bytes(0, bytes(2 * BINS + 2))
 
 
 def growths(known: PastWeeks, number: int, zone: str = "UTC", belief: int = TWO_DAYS) -> list[float]:

@@ -10,7 +10,7 @@ import pytest
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands, traffic_of
-from inferline_stream.tuner.forecast import SPANS, index_of_dispersion, rising_rate
+from inferline_stream.tuner.forecast import SPANS, expected_multiple, index_of_dispersion, rising_rate
 from inferline_stream.tuner.observation import Supply
 from inferline_stream.tuner.policy_settings import PolicySettings
 from tests.unit.tuner.plans import seen, state
@@ -111,3 +111,9 @@ def test_seconds_before_arrivals_were_watched_are_no_zeros():
 def test_a_plan_for_no_traffic_at_all_expects_nothing():
     basis = replace(state().basis, arrival_rate=0.0)
     assert traffic_of(basis, seen(60.0, recent=(120,) * 30, watched_s=60.0), 3.0).reason is Reason.ENVELOPE_EXCEEDED
+
+
+def test_a_rise_counts_in_multiples_of_a_rate_below_one_event_a_second_too():
+    found = expected_multiple(0.0, range(1, 31), 1.0, 0.5)
+    assert found.rate > 29
+    assert found.multiple == found.rate / 0.5
