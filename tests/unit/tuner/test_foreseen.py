@@ -50,6 +50,9 @@ def test_a_rise_before_a_replica_could_be_there_is_known_and_a_later_one_is_not(
     soon, later = (arrivals((100.0, begins_s), (400.0, 30.0)) for begins_s in (START_UP_S, 20.0))
     assert begun(soon) is not None
     assert begun(later) is None
+    # A rate is known after 5 s, what is asked for then works 3 s later: so much is looked at.
+    assert begun(arrivals((100.0, 7.0), (1000.0, 30.0))) is not None
+    assert begun(arrivals((100.0, 8.0), (1000.0, 30.0))) is None
 
 
 def test_what_came_and_went_while_a_replica_would_have_started_still_counts() -> None:

@@ -66,6 +66,7 @@ def lost(state: TunerState, time_s: float = 3.0) -> tuple[TunerState, Decision]:
 
 def test_on_demand_replicas_are_asked_for_in_the_step_that_sees_the_notice_and_only_once() -> None:
     state = begun(Spot(0.3))
+    assert state.basis.spot.keys() == {KIND}
     before = {stage: sum(both) for stage, both in counts(state).items()}
     there = tuple(spot for _, spot in counts(state).values())
     assert min(there) > 0
