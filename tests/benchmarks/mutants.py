@@ -32,6 +32,9 @@ SEED = 1
 COUNT = 120
 
 EQUIVALENT: Mapping[str, str] = {
+    "tuner/calendar.py: self._minute, self._count, self._watched_s = 0, 1, 0.0": "the first call begins a minute, "
+    "with no count",
+    "planner/predicted_changes.py: if quantile < best * NEAR:": "no quantile is `NEAR` times another to the last bit",
     "planner/reasons.py: fewer = (*others, replace(last, replicas=last.replicas - 1)) if last.replicas >= 1 else "
     "tuple(others)": "an allocation of no replicas serves as one that is left out does",
     "planner/paper_greedy.py: and cores[kind] + rest < free": "free has room for rounding, which no sum of cores hits",

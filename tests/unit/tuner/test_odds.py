@@ -257,3 +257,8 @@ def test_what_comes_back_asks_for_a_reserve_in_its_hour_and_in_none_after_it():
     assert tuner.record is not None
     assert tuner.record.came.max() <= 0.5, "nothing came that nobody had foreseen"
     assert tuner.leapt_s == -math.inf
+
+
+def test_a_sample_is_as_long_as_its_last_event_is_late():
+    assert record_of(Trace([0.0, 1.0, 2.0, 3.0, 60.5]), ENVELOPE, 0.5, 6.0, 0.99) is not None
+    assert record_of(Trace([0.0, 1.0, 2.0, 3.0, 4.5]), ENVELOPE, 0.5, 6.0, 0.99) is None
