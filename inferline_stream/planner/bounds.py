@@ -246,7 +246,7 @@ class Bounds:
         return needed if needed <= MOST_REPLICAS else None
 
     def affordable(self, stage: int, hardware: str, dollars: float, free: int) -> int:
-        """Most replicas of one kind that are worth a look: more than come events would never be busy.
+        """Most replicas of one kind that are worth a look: more than its events, or its slots, are of no use.
 
         Args:
             stage: position of the stage.
@@ -256,7 +256,8 @@ class Bounds:
         """
         name, price = self.problem.shape.stages[stage], self.problem.catalogue[hardware].price_per_hour
         bought = dollars / price if price > 0 else free
-        return int(min(bought, replica_cap(self.problem, name, hardware), max(map(len, self._workloads))))
+        of_use = max(*map(len, self._workloads), self._slots[stage])
+        return int(min(bought, replica_cap(self.problem, name, hardware), of_use))
 
     def _largest(self, stage: str, kind: str) -> Allocation:
         """One replica with the largest batch limit and the most batches at once."""

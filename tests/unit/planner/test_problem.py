@@ -147,6 +147,14 @@ def test_no_more_replicas_are_looked_at_than_come_events_however_dear_the_other_
     assert len(in_place_of(bounds, 0, part, part=part[0], fewer=1, one=Allocation("cheap", 1, 1))) == 10
 
 
+def test_every_slot_may_have_a_replica_however_few_events_come():
+    problem = plain_problem({"a": {"x": 0.01}}, np.array([0.0, 0.01]), 1.0, {"x": Hardware("x", 1.0)})
+    problem = replace(problem, measured=replace(problem.measured, overheads=Overheads(40.0)))
+    bounds = Evaluator(problem).bounds
+    assert slots(problem) == (3,)
+    assert [option[0].replicas for option in stage_options(bounds, 0, 9.0)] == [3]
+
+
 def mixed_problem():
     """25 events a second; a replica of either kind serves 10."""
     catalogue = {"small": Hardware("small", 0.4, stock=4), "slow": Hardware("slow", 1.0)}
