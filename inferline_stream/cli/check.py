@@ -69,8 +69,8 @@ def check(
         print(f"{shown}: pipeline {pipeline.name!r} is sound; consumer groups that run already: {', '.join(names)}")
         return
     stages = len(pipeline.stages)
-    built = f"{stages} stages were" if stages > 1 else "stage was"
-    print(f"{shown}: pipeline {pipeline.name!r} is sound; its {built} built in worker processes")
+    built = f"{stages} stages were built in worker processes" if stages > 1 else "stage was built in a worker process"
+    print(f"{shown}: pipeline {pipeline.name!r} is sound; its {built}")
     if many := _many(pipeline):
         given = ", ".join(f"{stage} up to {most}" for stage, most in many["most"].items())
         print(f"results of an event: {given}; the SLO counts {many['slo_counts']}")

@@ -59,8 +59,8 @@ class Canary:
         self.pool = pool.beside()
         """Replicas of the version, and those of one before it that leave."""
         self.share: CanaryShare | None = None
-        """None where no version is tried out: nothing is asked of this then but to see to what is `left`."""
-        self.left: deque[Event] = deque()
+        """None where no version is tried out: nothing is asked of this then but to see to what is `to_run_again`."""
+        self.to_run_again: deque[Event] = deque()
         """Events that the running version has to process, whose keys stay taken."""
         self._owed = 0.0
         """Events that it should have been given beyond those that it was."""
@@ -95,7 +95,7 @@ class Canary:
 
     def begin(self, session: Session) -> None:
         """Another session begins: what is kept of the one before is worth nothing."""
-        self.left.clear()
+        self.to_run_again.clear()
         self._failed.clear()
         self._watch(session)
 
@@ -163,10 +163,10 @@ class Canary:
     def again(self, limit: int, session: Session) -> list[Event]:
         """Return events for the running version to process that this one did not, at most so many."""
         found: list[Event] = []
-        while self.left and len(found) < limit:
-            event = self.left.popleft()
+        while self.to_run_again and len(found) < limit:
+            event = self.to_run_again.popleft()
             if event.limit and len(found) >= event.limit:
-                self.left.appendleft(event)
+                self.to_run_again.appendleft(event)
                 break
             limit = min(limit, event.limit or limit)
             if session.partitions[event.partition].halted:
@@ -321,5 +321,5 @@ class Canary:
 
     def _run_again(self, session: Session, events: Sequence[Event]) -> None:
         if events and not session.closed:  # else they are read again by who serves next
-            self.left.extend(events)
+            self.to_run_again.extend(events)
             self._slot.ask(Report())

@@ -124,11 +124,11 @@ class NextBatches:
 
     def _serve_canary(self, session: Session, rest_s: float, hold_ms: float) -> None:
         """Hand out what a version that is tried out gets now, and what it leaves to the running one."""
-        canary = self._canary
-        if canary.share is None and not canary.left:
+        canary, again = self._canary, self._canary.to_run_again
+        if canary.share is None and not again:
             return
         canary.share_keys(session)
-        while canary.left and session.open() and (replica := self._choose(len(canary.left))) is not None:
+        while again and session.open() and (replica := self._choose(len(again))) is not None:
             if events := canary.again(self._pool.limit(replica.hardware), session):
                 self._hand(session, replica, events)
         while session.open() and (found := canary.take(session, rest_s, hold_ms)) is not None:

@@ -437,7 +437,7 @@ class SlotLaws(RuleBasedStateMachine):
         self.nothing_is_sent_twice()
         self.results_of_a_key_are_in_order()
         assert (len(slot.session.queue), len(slot.session.suspects), slot.session.queue._lanes) == (0, 0, {})
-        assert not slot.canary.left
+        assert not slot.canary.to_run_again
         slot.replay()
         assert not any(hand.events for each in slot.pool.replicas.values() for hand in each.hands.values())
 
