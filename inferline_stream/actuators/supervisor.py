@@ -131,26 +131,30 @@ class Supervisor:
         """Return how the GPUs of this host stand; see `Actuator.devices`."""
         return self._children.device_watch.states()
 
-    def serving(self, stage: str) -> tuple[str, int]:
-        """Return the dispatcher of a stage that serves here, and how many replicas it has; empty where none does."""
+    def serving(self, stage: str, hardware: str) -> tuple[str, int]:
+        """Return the dispatcher of a stage that serves here, and how many replicas of this kind's version it has.
+
+        Its name is empty where none serves.
+        """
         for (of, _), child in self._serving.items():
             if of == stage:
-                return child.name, sum(member.dispatcher is child for member in self._members.values())
+                held = [member for member in self._members.values() if member.dispatcher is child]
+                return child.name, sum(version_on(member.hardware) == version_on(hardware) for member in held)
         return "", 0
 
     def admit(self, stage: str, remote: Attachable) -> bool:
         """Attach a replica of another host, if a dispatcher serves here; return whether it does."""
-        if not self.serving(stage)[0]:
+        if not self.serving(stage, remote.hardware)[0]:
             return False
         self._members[remote.name] = remote
         self._attach(stage, self._pool(stage, remote.hardware).add(remote.name))
         return True
 
-    def retire_remote(self, name: str) -> None:
-        """Let a replica of another host finish its batch; its dispatcher then sends it away."""
+    def retire_remote(self, name: str, *, moves: bool) -> None:
+        """Let a replica of another host finish its batch; its dispatcher then sends it away, or to another one."""
         member = self._members.get(name)
         if member is not None and member.dispatcher is not None:
-            member.dispatcher.tell(Retire(name))
+            member.dispatcher.tell(Retire(name, moves))
 
     def remote_gone(self, stage: str, remote: Attachable, *, lost: bool) -> None:
         """Forget a replica of another host.

@@ -28,6 +28,8 @@ class Retire(msgspec.Struct, frozen=True, tag="retire"):
     """Supervisor to dispatcher: let this replica finish its batch, then send it `frames.Leave`."""
 
     replica: str
+    moves: bool = False
+    """Whether it serves another dispatcher next: its connection is closed then, and it lives on."""
 
 
 class ReplicaLost(msgspec.Struct, frozen=True, tag="lost"):

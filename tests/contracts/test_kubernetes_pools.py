@@ -119,14 +119,38 @@ def process_of_dispatcher(of: Pods, pod: str = "") -> int:
     return int(started[-1])
 
 
+def sizes(of: Pods) -> list[int]:
+    """Replicas of each dispatcher."""
+    return [len(report.replicas) for report in of.director.reports.values()]
+
+
 async def test_replicas_spread_over_the_dispatchers_of_two_slots_behind_one_address(pods: OpenPods) -> None:
     async with pods(replicas=4, slots=2) as of:
         async with under_load(of.director) as ids:
+            await of.director.until(lambda: sizes(of) == [2, 2], "each slot has two", 30.0)
             await more(of.director, "work", 200)
         await finished(of, ids)
-        counts = [len(report.replicas) for report in of.director.reports.values() if report.phase == "serving"]
-        assert sum(counts) == 4
-        assert min(counts) >= 1
+        assert sizes(of) == [2, 2]
+
+
+async def test_replicas_come_back_to_a_slot_whose_dispatcher_died_with_their_models_loaded(pods: OpenPods) -> None:
+    async with pods(replicas=4, slots=2, delivery="exactly_once") as of:
+        before = set(of.replicas)
+        async with under_load(of.director, b"who") as ids:
+            dead = of.director.dispatcher("work", 0)
+            first = of.director.reports[dead].incarnation
+            os.kill(process_of_dispatcher(of, of.director.supervisor._dispatcher_pods.pod_of(dead)), signal.SIGKILL)
+
+            await of.director.until(
+                lambda: of.director.reports[dead].incarnation > first and sizes(of) == [2, 2],
+                "each slot has two again",
+                30.0,
+            )
+            await more(of.director, "work", 200)
+        await finished(of, ids)
+        assert set(of.replicas) == before
+        assert len({record.value for record in await of.director.results()}) == 4, "a model was loaded again"
+        assert of.director.total("work", "batches_lost") == 0, "they moved between batches"
 
 
 async def test_a_replica_that_is_cut_off_for_ten_seconds_costs_nothing_and_serves_again_with_its_model_loaded(

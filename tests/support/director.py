@@ -342,9 +342,15 @@ class Director:
 
     async def caught_up(self, timeout_s: float = 60.0) -> None:
         """Wait until no stage has a record to do."""
-        async with asyncio.timeout(timeout_s):
-            while await self.lag():
-                await asyncio.sleep(0.05)
+        lag = -1
+        try:
+            async with asyncio.timeout(timeout_s):
+                while lag := await self.lag():
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(
+                f"{lag} records are left after {timeout_s:g} s; exits: {self.exits[-5:]}; last reports: {self.reports}"
+            ) from None
 
     async def put(self, values: list[bytes], keys: list[bytes | None] | None = None) -> list[str]:
         """Send to the source topic, by default with seven keys in turn; returns the event ids."""

@@ -134,12 +134,12 @@ class DispatcherHost:
         match message:
             case HostHello():
                 self._hellos[link] = message
-                dispatcher, replicas = self.supervisor.serving(self._stage)
+                dispatcher, replicas = self.supervisor.serving(self._stage, message.hardware)
                 link.send(Offer(dispatcher, self._slots, replicas))
             case Take() if link in self._hellos:
                 self._take(link, self._hellos.pop(link))
             case Leaving() if link in self._remotes:
-                self.supervisor.retire_remote(self._remotes[link].name)
+                self.supervisor.retire_remote(self._remotes[link].name, moves=message.moves)
             case HostEnded() if link in self._remotes:
                 remote = self._remotes.pop(link)
                 logger.info("replica %s ended: %s", remote.name, message.reason)

@@ -54,7 +54,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer"):
     slots: int = 1
     """Of the stage: so many dispatchers serve it."""
     replicas: int = 0
-    """That the dispatcher has."""
+    """Of the same version that the dispatcher has."""
 
 
 class Take(msgspec.Struct, frozen=True, tag="take"):
@@ -63,6 +63,9 @@ class Take(msgspec.Struct, frozen=True, tag="take"):
 
 class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
     """Replica's host: let the replica finish its batch, then send it away."""
+
+    moves: bool = False
+    """Whether it looks for another dispatcher then."""
 
 
 class HostEnded(msgspec.Struct, frozen=True, tag="ended"):

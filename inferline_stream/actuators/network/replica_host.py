@@ -61,6 +61,10 @@ _DIAL_S = 3.0
 _TRIES = 3
 """Connections per dispatcher of the stage, to find the one with the fewest replicas behind one common address."""
 
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 1.0, 60.0
+"""Between looks at what other dispatchers have, a quarter of the time since it was connected with its own: one that was
+lost, and whose replicas went to others, is back soon, if it comes back."""
+
 
 class HostEnd(msgspec.Struct, frozen=True):
     """How a life of a host's child has ended."""
@@ -193,14 +197,36 @@ class ReplicaHost:
 
     async def _stay_connected(self) -> None:
         while not self._end.done():
-            link, offered = await self._connect()
+            link, offered, offer = await self._connect()
             self._attach(link)
-            await offered.over.wait()
+            looking = asyncio.create_task(self._look_elsewhere(link, offer))
+            try:
+                await offered.over.wait()
+            finally:
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
             self._link = None
             if self._leaving and self._child is not None:
                 self._child.leave()
 
-    async def _connect(self) -> tuple[HostLink, _Offered]:
+    async def _look_elsewhere(self, link: HostLink, own: Offer) -> None:
+        """Have the replica moved once another dispatcher has two replicas fewer than its own."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while own.slots > 1:
+            pause_s = min(_LONGEST_LOOK_S, max(_FIRST_LOOK_S, (loop.time() - began_s) / 4))
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  they move one by one
+            replicas: dict[str, int] = {}
+            for _ in range(_TRIES * own.slots):
+                other, _, offer = await self._served()
+                other.close()
+                replicas[offer.dispatcher] = offer.replicas
+                if len(replicas) >= own.slots:
+                    break
+            if not self._leaving and replicas.get(own.dispatcher, 0) - min(replicas.values()) > 1:
+                link.send(Leaving(moves=True))
+
+    async def _connect(self) -> tuple[HostLink, _Offered, Offer]:
         """Connect to the dispatcher that has the fewest replicas, however long none serves."""
         link, offered, best = await self._served()
         seen = {best.dispatcher}
@@ -214,7 +240,7 @@ class ReplicaHost:
                 link, offered, best = other, other_offered, offer
             else:
                 other.close()
-        return link, offered
+        return link, offered, best
 
     async def _served(self) -> tuple[HostLink, _Offered, Offer]:
         """Connect to a dispatcher that serves, by attempts that overlap."""

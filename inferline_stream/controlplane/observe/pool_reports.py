@@ -34,6 +34,9 @@ _REATTACH_S = 2.0
 """So long after a dispatcher began to serve, replicas that were ready before it count as ready though it does not say
 so yet: their models are loaded, and they are about to be attached to it."""
 
+_MOVED_S = 5.0
+"""So long after a dispatcher began to serve, replicas that went to others while none served its slot have come back."""
+
 
 @dataclass(slots=True)
 class DispatcherReports:
@@ -222,7 +225,7 @@ class PoolReports:
             known.newest.slot
             for known in self._of(stage)
             if known.newest.phase == "serving" and known.living
-            if known.serving_s is not None and now_s - known.serving_s >= _REATTACH_S
+            if known.serving_s is not None and now_s - known.serving_s >= _MOVED_S
         }
         return serve.issuperset(range(slots))
 

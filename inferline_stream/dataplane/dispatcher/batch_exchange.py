@@ -113,10 +113,11 @@ class BatchExchange:
         self._slot.ask(Report())
 
     def retire(self, message: Retire) -> None:
-        """Let a replica finish its batches, and then leave."""
+        """Let a replica finish its batches, and then leave, or move to another dispatcher."""
         replica, pool = self._find(message.replica)
         if replica is None:
             return
+        replica.moves = message.moves
         pool.retire(message.replica)
         replica.status.phase = "leaving"
         self._leave_if_idle(replica)
@@ -180,9 +181,9 @@ class BatchExchange:
         pool.detach(replica.replica)
         self._doubtful.spare(self._session, replica)
         self._trust.forget(replica.replica)
-        # The replica closes the connection. One that still loads its stage could not read the frame after our end of it
-        # were closed: it says first that it is ready, and that would fail.
-        self._slot.ask(SendFrame(replica.replica, Leave()))
+        # One that leaves closes the connection. One that still loads its stage could not read the frame after our end
+        # of it were closed: it says first that it is ready, and that would fail.
+        self._slot.ask(Disconnect(replica.replica) if replica.moves else SendFrame(replica.replica, Leave()))
         self._slot.ask(Report())
 
     # Hand out

@@ -84,6 +84,8 @@ class PooledReplica:
     quarantined: bool = False
     """Whether it runs suspects only. May be set from outside."""
     leaving: bool = False
+    moves: bool = False
+    """Whether it leaves for another dispatcher."""
     has_fallback: bool = False
     """Whether its version of the stage has one: the profile may be that of a version which has."""
     slowdown: float = 1.0

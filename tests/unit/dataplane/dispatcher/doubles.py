@@ -299,8 +299,8 @@ class PlayedSlot:
             replica.ready()
         return replica
 
-    def retire(self, name: str) -> None:
-        self.feed(Retire(name))
+    def retire(self, name: str, *, moves: bool = False) -> None:
+        self.feed(Retire(name, moves))
 
     def lost(self, name: str) -> None:
         self.feed(ReplicaLost(name))

@@ -89,6 +89,18 @@ def test_a_retired_replica_finishes_its_batch_before_it_is_sent_away():
         assert pool.phases() == {}
 
 
+def test_a_replica_that_moves_finishes_its_batch_and_is_not_told_to_leave():
+    with fed() as pool:
+        replica = pool.attached()
+        pool.fetched(b"x")
+        batch = replica.batch()
+        pool.retire(replica.name, moves=True)
+        assert replica.connected
+        replica.answer(batch)
+        assert (replica.connected, list(replica.frames), pool.phases()) == (False, [], {})
+        pool.until(lambda: pool.offset() == 1, "its result is committed")
+
+
 def broken(replica: Replica, batch: Batch) -> None:
     replica.say(Broken(batch.epoch, batch.batch, "returned 1 results for a batch of 2"))
 

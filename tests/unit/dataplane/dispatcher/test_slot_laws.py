@@ -196,7 +196,10 @@ class SlotLaws(RuleBasedStateMachine):
                 frame = Ready("another", 1.0, None)
         replica.say(frame)
 
-    @rule(choice=st.integers(0, 9), how=st.sampled_from(["dies", "breaks", "memory", "network", "garbles", "retires"]))
+    @rule(
+        choice=st.integers(0, 9),
+        how=st.sampled_from(["dies", "breaks", "memory", "network", "garbles", "retires", "moves"]),
+    )
     def a_replica_ends(self, choice: int, how: str) -> None:
         replicas = self.replicas()
         if not replicas:
@@ -211,8 +214,8 @@ class SlotLaws(RuleBasedStateMachine):
         match how:
             case "network":
                 self.slot.lost(replica.name)
-            case "retires":
-                self.slot.retire(replica.name)
+            case "retires" | "moves":
+                self.slot.retire(replica.name, moves=how == "moves")
                 return
             case "garbles":
                 replica.die("no frame")
