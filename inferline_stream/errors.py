@@ -19,6 +19,9 @@ InferlineError
 
 from __future__ import annotations
 
+UNREADABLE = (ValueError, OverflowError, RecursionError)
+"""What reading a document raises that is none, or one of absurd nesting or numbers; msgspec's errors are ValueErrors."""
+
 
 class InferlineError(Exception):
     """An error whose message gives the value and the remedy; shown without a traceback."""

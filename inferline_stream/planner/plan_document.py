@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.errors import InvalidFile
+from inferline_stream.errors import UNREADABLE, InvalidFile
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.topology import ORDERS
 from inferline_stream.pipeline.units import format_duration
@@ -75,7 +75,7 @@ def plan_from_bytes(data: bytes, where: str = "plan") -> Plan:
                 "run `inferline-stream plan` again"
             )
         plan = msgspec.json.decode(data, type=PlanDocument).plan
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNREADABLE as error:
         raise InvalidFile(f"{where}: is no plan ({error}); run `inferline-stream plan` again") from None
     check_plan(plan, where)
     return plan

@@ -14,7 +14,7 @@ import msgspec
 
 from inferline_stream.actuators.mps import shared_by
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.errors import InvalidFile
+from inferline_stream.errors import UNREADABLE, InvalidFile
 from inferline_stream.pipeline.emulation import Emulated, emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
@@ -121,7 +121,7 @@ def read_file(file: Path, kind: type[_S]) -> _S | None:
         return msgspec.json.decode(data, type=kind)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, ValueError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise InvalidFile(f"{file}: cannot be read as a profile ({error}); delete it and profile again") from None
 
 
@@ -352,7 +352,7 @@ class ProfileStore:
                 paths, own = msgspec.json.decode(text, type=StoredPaths), read_file(self._paths_file, StoredPaths)
                 times = {name: getattr(own, name, {}) | getattr(paths, name) for name in _TIMES}
                 write_file(self._paths_file, msgspec.structs.replace(paths, **times))
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNREADABLE as error:
             raise InvalidFile(f"{path}: cannot be read as a profile ({error}); profile again") from None
 
     def _check_known(self, stored: StoredProfile) -> None:

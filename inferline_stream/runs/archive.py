@@ -22,7 +22,7 @@ from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import write_observations
 from inferline_stream.controlplane.records.control_records import CalendarRecord, SloRecord
-from inferline_stream.errors import InvalidFile, UsageError
+from inferline_stream.errors import UNREADABLE, InvalidFile, UsageError
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.group_model import GroupModel
 from inferline_stream.pipeline.group_profile import Sharing
@@ -272,7 +272,7 @@ def read_record(folder: Path) -> RunRecord:
             for stored in record.plans:
                 check_plan(stored.plan, "the run's plan")
             return record
-    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+    except (*UNREADABLE, OSError) as error:
         raise InvalidFile(f"{file}: is no record of a run ({error}); `run` leaves one") from None
     raise InvalidFile(f"{file}: version {version}, this program reads version {RECORD_VERSION}; run again")
 

@@ -23,6 +23,7 @@ from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat, encod
 from inferline_stream.kafka.records import Record
 
 BYTES = [
+    b"",
     b"\xff\x00",
     b"[",
     b"17",
