@@ -20,7 +20,7 @@ InferlineError
 from __future__ import annotations
 
 UNREADABLE = (ValueError, OverflowError, RecursionError)
-"""What reading a document raises that is none, or one of absurd nesting or numbers; msgspec's errors are ValueErrors."""
+"""What decoders raise on what is no document, or on absurd nesting or numbers; msgspec's errors are ValueErrors."""
 
 
 class InferlineError(Exception):
