@@ -76,6 +76,18 @@ HOP_PROBABILITIES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
 a machine that stood still for a moment was measured."""
 
 
+def check_hop(overhead_s: float, spread_s: Sequence[float]) -> None:
+    """Refuse what is no time between two stages; see `PipelineProfile`.
+
+    Raises:
+        ValueError: a time that is not finite, or a spread that is no ascending list of so many.
+    """
+    if spread_s and (len(spread_s) != len(HOP_PROBABILITIES) or list(spread_s) != sorted(spread_s)):
+        raise ValueError(f"spread {spread_s} of a hop must ascend, and have {len(HOP_PROBABILITIES)} levels")
+    if not all(map(math.isfinite, (overhead_s, *spread_s))):
+        raise ValueError(f"a hop of {overhead_s} s and its spread {spread_s} must be finite")
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceTime:
     """Service time S(b) of one batch size.
@@ -394,11 +406,7 @@ class PipelineProfile:
     classes: tuple[LiveClass, ...] = ()
 
     def __post_init__(self) -> None:
-        spread = self.hop_spread_s
-        if spread and (len(spread) != len(HOP_PROBABILITIES) or list(spread) != sorted(spread)):
-            raise ValueError(f"spread {spread} of a hop must ascend, and have {len(HOP_PROBABILITIES)} levels")
-        if not all(map(math.isfinite, spread)):
-            raise ValueError(f"spread {spread} of a hop must be finite")
+        check_hop(self.hop_overhead_s, self.hop_spread_s)
 
     @property
     def least_hop_s(self) -> float:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.array_file import FLOAT, FLOATS, INTS, TEXTS, read_arrays
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, decode_ticks, highest
 from inferline_stream.errors import InvalidFile
 from inferline_stream.replay.live_observations import LiveObservations
@@ -21,6 +22,11 @@ FILE = "observations.npz"
 
 _TIMES = ("asked_s", "ticks_s", "figures_s")
 """In the file as differences in microseconds, as is the log's growth: both are nearly even, and a third of the size."""
+
+_LIKE = {
+    **dict.fromkeys((*_TIMES, "grown", "figures_key"), INTS),
+    **{"figures": FLOATS, "keys": TEXTS, "watched_s": FLOAT, "staffed_s": FLOAT},
+}
 
 _SAME_S = 1e-3
 """Two times that are closer are of the same step."""
@@ -126,16 +132,15 @@ def read_observations(folder: Path) -> LiveObservations | None:
     """
     file = folder / FILE
     try:
-        with file.open("rb") as opened, np.load(opened) as arrays:
-            found = {name: arrays[name] for name in LiveObservations.__slots__}
+        found: dict[str, Any] = read_arrays(file, _LIKE)
+        for name in _TIMES:
+            found[name] = np.cumsum(found[name]) / 1e6
+        found["grown"] = np.cumsum(found["grown"])
+        return LiveObservations(**found | {name: float(found[name]) for name in ("watched_s", "staffed_s")})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InvalidFile(f"{file}: does not hold what a run's policy observed ({error}); `run` writes it") from None
-    for name in _TIMES:
-        found[name] = np.cumsum(found[name]) / 1e6
-    found["grown"] = np.cumsum(found["grown"])
-    return LiveObservations(**found | {name: float(found[name]) for name in ("watched_s", "staffed_s")})
 
 
 def _whole(times_s: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -77,7 +77,7 @@ class CodeVersion(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z0-9]{1,16}", self.name):
             raise ValueError(f"{self.name!r} is no name of a version")
-        _check_time(self.began_s)
+        check_time(self.began_s)
 
 
 class Override(msgspec.Struct, frozen=True):
@@ -118,7 +118,7 @@ class Override(msgspec.Struct, frozen=True):
             check_amounts(self.window)
             TrafficSchedule((self.window,))
         if self.until_s is not None:
-            _check_time(self.until_s)
+            check_time(self.until_s)
         if self.kind == "notice" and self.until_s is None:
             raise ValueError(f"a notice of {self.subject} has no time at which it is taken")
         if self.kind == "canary" and (self.code is None or self.until_s is None or not 0 < (self.value or 0) <= 1):
@@ -241,21 +241,21 @@ def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord | SloRe
     if key == CALENDAR_KEY:
         calendar = _calendar.decode(value)
         check_version(calendar.version)
-        _check_time(calendar.time_s)
+        check_time(calendar.time_s)
         _in_range(calendar.first)
         assert calendar.weeks is not None  # which raises where they are none
         return calendar
     if key == SLO_KEY:
         slo = _slo.decode(value)
         check_version(slo.version)
-        _check_time(slo.time_s)
+        check_time(slo.time_s)
         _in_range(slo.budget.window_s, slo.budget.passed_s, slo.budget.events, slo.budget.late)
         return slo
     if key.startswith(PLAN_KEY):
         stored = _plan.decode(value)
         check_version(stored.version)
         _in_range(stored.number, stored.term)
-        _check_time(stored.time_s)
+        check_time(stored.time_s)
         if stored.document.version != PLAN_VERSION:
             raise ValueError(f"plan version {stored.document.version}, this release reads version {PLAN_VERSION}")
         check_plan(stored.plan, "a stored plan")
@@ -264,7 +264,7 @@ def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord | SloRe
     check_version(decision.version)
     counts = [count for kinds in decision.replicas.values() for count in kinds.values()]
     _in_range(decision.number, decision.term, *counts)
-    _check_time(decision.time_s)
+    check_time(decision.time_s)
     if key not in (WANTED_KEY, decision_key(decision.number)):
         raise ValueError(f"the key {key!r} is not its own")
     return decision
@@ -279,7 +279,12 @@ def decode_override(key: str, value: bytes) -> Override:
     return override
 
 
-def _check_time(time_s: float) -> None:
+def check_time(time_s: float) -> None:
+    """Refuse what are no seconds since the epoch.
+
+    Raises:
+        ValueError: for those.
+    """
     if not 0 <= time_s < _LAST_S:
         raise ValueError(f"{time_s:g} is no time")
 
