@@ -11,7 +11,7 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -318,7 +318,7 @@ def read_events(folder: Path) -> EventTimes:
     """
     file = folder / ARRAYS
     try:
-        found = read_arrays(file, _LIKE)
+        found: dict[str, Any] = read_arrays(file, _LIKE)
         return EventTimes(**found | {"began_s": float(found["began_s"])})
     except (OSError, ValueError) as error:
         raise InvalidFile(f"{file}: holds no events of a run ({error}); `run` leaves them") from None
