@@ -72,7 +72,7 @@ async def _token_of(program: str) -> tuple[str, float]:
         raise Unreachable(f"the token program {program!r} prints no token: {why}") from None
 
 
-def _read(said: bytes) -> tuple[str, float]:
+def _read(said: str | bytes) -> tuple[str, float]:
     """Read an answer.
 
     Raises:

@@ -68,6 +68,9 @@ class Variation:
                 raise ValueError(f"noise {self.noise} must be finite and ascend")
 
 
+_LEAST_S, _MOST_S = 1e-9, 1e9
+"""Of a service time: no batch takes less or more, and rates of what does would not be finite."""
+
 PROBABILITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 """Levels at which `ServiceTime.quantiles_s` holds the measured times."""
 
@@ -101,7 +104,7 @@ class ServiceTime:
         device_bytes: memory of its GPU that the stage took for batches of up to this size; 0 where it has none.
 
     Raises:
-        ValueError: a batch size below 1, a time that is not finite and above 0, unordered quantiles, a fixed part
+        ValueError: a batch size below 1, a time that no batch takes, unordered quantiles, a fixed part
             beyond the mean, or a spread below 0.
     """
 
@@ -115,8 +118,10 @@ class ServiceTime:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch size {self.batch_size} must be 1 or more")
-        if not (math.isfinite(self.mean_s) and self.mean_s > 0):
-            raise ValueError(f"batch size {self.batch_size}: service time {self.mean_s} s must be finite and above 0")
+        if not _LEAST_S <= self.mean_s <= _MOST_S:
+            raise ValueError(
+                f"batch size {self.batch_size}: service time {self.mean_s} s must be {_LEAST_S:g} to {_MOST_S:g} s"
+            )
         if not 0 <= self.fixed_s <= self.mean_s:
             raise ValueError(
                 f"batch size {self.batch_size}: fixed part {self.fixed_s} s must be within the mean of {self.mean_s} s"
@@ -126,8 +131,10 @@ class ServiceTime:
         if self.quantiles_s:
             if len(self.quantiles_s) != len(PROBABILITIES):
                 raise ValueError(f"{len(self.quantiles_s)} quantiles, need {len(PROBABILITIES)}")
-            if any(not math.isfinite(q) or q <= 0 for q in self.quantiles_s):
-                raise ValueError(f"batch size {self.batch_size}: quantiles {self.quantiles_s} must be above 0")
+            if any(not _LEAST_S <= q <= _MOST_S for q in self.quantiles_s):
+                raise ValueError(
+                    f"batch size {self.batch_size}: quantiles {self.quantiles_s} must be {_LEAST_S:g} to {_MOST_S:g} s"
+                )
             if list(self.quantiles_s) != sorted(self.quantiles_s):
                 raise ValueError(f"batch size {self.batch_size}: quantiles {self.quantiles_s} must ascend")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median_low
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -193,6 +194,9 @@ _MOST = 2**53
 _LAST_S = 250_000_000_000
 """Seconds since the epoch: the calendar of Python ends soon after."""
 
+_LONGEST_S, _MOST_ARRIVALS = 2 * 86_400.0, 50_000_000
+"""Between two ticks that are kept at the same time: Kafka keeps them for a day, and nobody plans by more arrivals."""
+
 DECISIONS_KEPT = 500
 """Decisions that stay in the compacted topic; older ones are taken out as new ones come."""
 
@@ -294,26 +298,42 @@ def _in_range(*numbers: float) -> None:
         raise ValueError("a number is out of range")
 
 
-def merged(records: Iterable[ArrivalTicks]) -> list[tuple[float, list[int]]]:
-    """Ticks of any writers as one growing log: (seconds since the epoch, end offsets), ascending in both.
+Tick = tuple[float, list[int]]
+"""Seconds since the epoch, and the end offset of each partition then."""
+
+
+def merged(records: Iterable[ArrivalTicks], partitions: int) -> list[Tick]:
+    """Ticks of so many partitions, of any writers, as one growing log, ascending in times and end offsets.
 
     A tick that holds nothing new in any partition is kept (it shows that somebody watched), one from
     before the newest is not.
     """
-    ticks: list[tuple[float, list[int]]] = []
+    ticks: list[Tick] = []
     for record in records:
         own = [(record.previous_ms, record.previous), *zip(record.times_ms, record.ends, strict=True)]
-        ticks += [(time_ms / 1e3, list(ends)) for time_ms, ends in own]
-    ticks.sort(key=lambda tick: tick[0])
-    grown: list[tuple[float, list[int]]] = []
-    for time_s, ends in ticks:
+        ticks += [(time_ms / 1e3, list(ends)) for time_ms, ends in own if len(ends) <= partitions]
+    grown: list[Tick] = []
+    for time_s, ends in sorted(_credible(ticks, partitions), key=lambda tick: tick[0]):
         if not grown:
             grown.append((time_s, ends))
         elif time_s > grown[-1][0]:
             grown.append((time_s, highest(grown[-1][1], ends)))
         else:
             grown[-1] = (time_s, highest(grown[-1][1], ends))
-    return grown
+    return [tick for tick in grown if len(tick[1]) == partitions]
+
+
+def _credible(ticks: Sequence[Tick], partitions: int) -> list[Tick]:
+    """Leave out ticks that lie far from most others: what they claim to have come would fill the memory."""
+    some = ticks[:: max(1, len(ticks) // 1000)]
+    usual_s = median_low(time_s for time_s, _ in some) if some else 0.0
+    usual = [median_low([ends[p] for _, ends in some if p < len(ends)] or [0]) for p in range(partitions)]
+    return [
+        (time_s, ends)
+        for time_s, ends in ticks
+        if abs(time_s - usual_s) < _LONGEST_S
+        and sum(abs(end - at) for end, at in zip(ends, usual, strict=False)) < _MOST_ARRIVALS
+    ]
 
 
 def highest(a: Sequence[int], b: Sequence[int]) -> list[int]:
