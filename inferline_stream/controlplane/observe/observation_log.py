@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from array import array
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from inferline_stream.controlplane.records.array_file import FLOAT, FLOATS, INTS
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, decode_ticks, highest
 from inferline_stream.errors import InvalidFile
 from inferline_stream.replay.live_observations import LiveObservations
+
+logger = logging.getLogger(__name__)
 
 FILE = "observations.npz"
 
@@ -70,7 +73,7 @@ class ObservationLog:
         staffed_s: float | None = None,
         sampled: bool = True,
     ) -> LiveObservations | None:
-        """What the records sum up to; None where the first observation is not among them.
+        """What the records sum up to; None where the first observation is not among them, or absurd ones are.
 
         Args:
             origin_s: time 0 of the observations.
@@ -86,17 +89,21 @@ class ObservationLog:
         figures_s = np.array(self._figures_s)
         order = np.argsort(figures_s, kind="stable")
         order = order[figures_s[order] > asked_from_s - _SAME_S]
-        return LiveObservations(
-            asked_s=_whole(asked_s - origin_s),
-            ticks_s=_whole(np.array(self._ticks_s) - origin_s) if sampled else np.empty(0),
-            grown=np.array(self._grown) if sampled else np.empty(0, np.int64),
-            figures_s=_whole(figures_s[order] - origin_s),
-            figures_key=np.array(self._figures_key)[order],
-            figures=np.array(self._figures)[order],
-            keys=np.array(list(self._keys), np.str_),
-            watched_s=watched_s,
-            staffed_s=math.nan if staffed_s is None else staffed_s - origin_s,
-        )
+        try:
+            return LiveObservations(
+                asked_s=_whole(asked_s - origin_s),
+                ticks_s=_whole(np.array(self._ticks_s) - origin_s) if sampled else np.empty(0),
+                grown=np.array(self._grown) if sampled else np.empty(0, np.int64),
+                figures_s=_whole(figures_s[order] - origin_s),
+                figures_key=np.array(self._figures_key)[order],
+                figures=np.array(self._figures)[order],
+                keys=np.array(list(self._keys), np.str_),
+                watched_s=watched_s,
+                staffed_s=math.nan if staffed_s is None else staffed_s - origin_s,
+            )
+        except ValueError as error:
+            logger.warning("what the policy observed is not kept: %s", error)
+            return None
 
 
 async def read_observation_log(context: PipelineContext, asked_from_s: float) -> ObservationLog:

@@ -52,7 +52,8 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
             raise ValueError(f"{len(self.times_ms)} times, {len(self.ends)} rows of end offsets")
         if any(not 0 <= end < _MOST for row in (self.previous, *self.ends) for end in row):
             raise ValueError("an end offset is out of range")
-        if any(not 0 <= t < _MOST for t in (self.previous_ms, *self.times_ms, *self.asked_ms)):
+        figures_ms = (time_ms for time_ms, _, _ in self.figures)
+        if any(not 0 <= t < _MOST for t in (self.previous_ms, *self.times_ms, *self.asked_ms, *figures_ms)):
             raise ValueError("a time is out of range")
 
 

@@ -106,3 +106,8 @@ def test_arrays_that_nobody_observed_are_named(tmp_path: Path, wrong: dict[str, 
         np.savez(file, **found)
     with pytest.raises(InvalidFile, match=r"observations\.npz: does not hold what a run's policy observed"):
         read_observations(tmp_path)
+
+
+def test_a_record_that_claims_more_than_ever_came_leaves_no_observations() -> None:
+    absurd = ArrivalTicks([2_500.0], [[2**52]], [0], 2_400.0)
+    assert notes(FIRST, SECOND, absurd).observations(1.4, 1.5) is None
