@@ -267,8 +267,9 @@ def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord | SloRe
         return stored
     decision = _decision.decode(value)
     check_version(decision.version)
-    counts = [count for kinds in decision.replicas.values() for count in kinds.values()]
-    _in_range(decision.number, decision.term, *counts)
+    _in_range(decision.number, decision.term)
+    if any(not 0 <= count <= MOST_REPLICAS for kinds in decision.replicas.values() for count in kinds.values()):
+        raise ValueError(f"{decision.by_stage} are no numbers of replicas")
     check_time(decision.time_s)
     if key not in (WANTED_KEY, decision_key(decision.number)):
         raise ValueError(f"the key {key!r} is not its own")
