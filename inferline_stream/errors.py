@@ -19,6 +19,9 @@ InferlineError
 
 from __future__ import annotations
 
+UNREADABLE = (ValueError, OverflowError, RecursionError)
+"""What decoders raise on what is no document, or on absurd nesting or numbers; msgspec's errors are ValueErrors."""
+
 
 class InferlineError(Exception):
     """An error whose message gives the value and the remedy; shown without a traceback."""

@@ -399,7 +399,7 @@ def _properties(file: str) -> dict[str, str]:
     """A file of ``name=value`` lines; lines that begin with # are comments."""
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{KAFKA_CONFIG}={file} cannot be read: {getattr(error, 'strerror', error)}") from None
     found = {}
     for number, line in enumerate(lines, start=1):

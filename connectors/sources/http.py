@@ -212,9 +212,9 @@ def _context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | Non
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidFile(f"{certificate}: no certificate with its key ({error})") from None
+        context.load_cert_chain(certificate, key, "")  # without a password OpenSSL asks the terminal for one, and waits
+    except OSError as error:
+        raise InvalidFile(f"{certificate}: no certificate with its key, unencrypted ({error})") from None
     return context
 
 

@@ -22,7 +22,7 @@ from inferline_stream.cli.output import Bar
 from inferline_stream.cli.platform import products_there
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.dataplane.source_sample import recent_sample
-from inferline_stream.errors import InvalidInput, InvalidTopology, UsageError
+from inferline_stream.errors import InvalidFile, InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
 from inferline_stream.pipeline.hardware import Catalogue, catalogue, divided
 from inferline_stream.pipeline.idle import idle_of
@@ -293,9 +293,18 @@ def take_profiles(what: Declared, folder: Path, platform: str) -> None:
         what: the pipeline.
         folder: that holds ``paths.json`` and the profiles, in a folder of their own.
         platform: that replicas run on.
+
+    Raises:
+        InvalidFile: a file that cannot be read, or is no profile of the pipeline.
     """
     store = ProfileStore(what.pipeline, what.file.parent, what.events, this_machine(), platform=platform)
-    store.take({str(file.relative_to(folder)): file.read_text("utf-8") for file in _profile_files(folder)})
+    found: dict[str, str] = {}
+    for file in _profile_files(folder):
+        try:
+            found[str(file.relative_to(folder))] = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidFile(f"{file}: cannot be read as a profile ({error}); profile again") from None
+    store.take(found)
 
 
 def _profile_files(folder: Path) -> list[Path]:

@@ -11,12 +11,12 @@ from rich.table import Column, Table
 
 from inferline_stream.cli.options import Output, Reserve, SearchOptions, Seed, check_plot
 from inferline_stream.cli.output import Bar, console, print_json, write_text
+from inferline_stream.cli.plan_changes import plan_in
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.plan import in_words
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.units import count_of, duration_s, format_duration, moment_s
-from inferline_stream.planner.plan_document import plan_from_bytes
+from inferline_stream.planner.plan_document import misfit
 
 if TYPE_CHECKING:
     from inferline_stream.replay.loop import Conditions
@@ -118,27 +118,16 @@ def replay_inputs(given: ReplayOptions, begins_s: float | None = None) -> Replay
     from inferline_stream.tuner.calendar import Calendar
 
     what, trace = given.what, given.trace
-    plan = None if given.plan is None else plan_from_bytes(given.plan.read_bytes(), str(given.plan))
+    plan = None if given.plan is None else plan_in(given.plan)
     if (what / DOCUMENT).exists():
-        return inputs_of_run(what, trace=None if trace is None else read_arrivals(trace), plan=plan, begins_s=begins_s)
+        arrivals = None if trace is None else read_arrivals(trace)
+        return _fitting(given, inputs_of_run(what, trace=arrivals, plan=plan, begins_s=begins_s))
     declaration = declared(what)
     pipeline = declaration.pipeline
     arrivals = declaration.trace if trace is None else read_arrivals(trace)
     measured = uvloop.run(profiled(declaration, Options()))
     found = plan or planned(PlanInputs(what=declaration, search=SearchOptions(seed=given.seed)), measured)
-    missing = [stage.name for stage in pipeline.stages if stage.name not in found.allocations]
-    if missing:
-        raise UsageError(f"--plan {given.plan}: knows no stage {missing[0]!r}; it is a plan of {found.pipeline!r}")
-    for stage in pipeline.stages:
-        for a in found.allocations[stage.name]:
-            profile = measured.profiles.get((stage.name, a.hardware))
-            most = None if profile is None else (profile.batch_sizes[-1], profile.concurrencies[-1])
-            if most is None or a.max_batch_size > most[0] or a.concurrency > most[1]:
-                raise UsageError(
-                    f"--plan {given.plan}: {in_words((a,))} of stage {stage.name!r} was not profiled; run "
-                    "`inferline-stream plan` again"
-                )
-    return ReplayInputs(
+    inputs = ReplayInputs(
         pipeline.name,
         shape_of(pipeline),
         found,
@@ -151,6 +140,14 @@ def replay_inputs(given: ReplayOptions, begins_s: float | None = None) -> Replay
         calendar=None if begins_s is None else Calendar(begins_s, pipeline.scheduled()),
         partitions=pipeline.entry_partitions,
     )
+    return _fitting(given, inputs)
+
+
+def _fitting(given: ReplayOptions, inputs: ReplayInputs) -> ReplayInputs:
+    """Return the inputs, or refuse the plan that was given for another pipeline."""
+    if given.plan is not None and (why := misfit(inputs.plan, inputs.shape.stages, inputs.measured, inputs.kinds)):
+        raise UsageError(f"--plan {given.plan}: {why}")
+    return inputs
 
 
 def _steps_table(outcome: Outcome) -> Table:

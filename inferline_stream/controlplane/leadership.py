@@ -75,7 +75,7 @@ def read_log(records: Sequence[Record], now_s: float, decoder: RecordDecoder) ->
     grants: dict[str, Grant] = {}
     heartbeat = None
     own = [record for record in records if not host_of((record.key or b"").decode(errors="replace"))]
-    for entry in decoder.decoded_by_key(own, _assigned):
+    for entry in decoder.decoded_by_key(own, decode_control):
         if isinstance(entry.value, Grant):
             grants[entry.key] = entry.value
         elif entry.key == LEADER_KEY:
@@ -84,16 +84,8 @@ def read_log(records: Sequence[Record], now_s: float, decoder: RecordDecoder) ->
             grants.pop(entry.key, None)
     last = next((record for record in reversed(records) if record.key == LEADER_KEY.encode()), None)
     # One that cannot be read shows all the same that somebody leads.
-    age_s = float("inf") if last is None or not last.value else now_s - last.time_ms / 1e3
+    age_s = float("inf") if last is None or last.value is None else now_s - last.time_ms / 1e3
     return AssignmentLog(tuple(grants.values()), heartbeat, age_s)
-
-
-def _assigned(key: str, value: bytes) -> Grant | LeaderHeartbeat:
-    control: Grant | LeaderHeartbeat = decode_control(value)
-    own = LEADER_KEY if isinstance(control, LeaderHeartbeat) else grant_key(control.stage, control.slot)
-    if key != own:
-        raise ValueError(f"the key {key!r} is not its own, {own!r}")
-    return control
 
 
 async def until_silent(follower: TopicFollower, records: list[Record], log: AssignmentLog, pipeline: str) -> None:
@@ -127,7 +119,7 @@ async def until_silent(follower: TopicFollower, records: list[Record], log: Assi
         records += new
         if heartbeats := [record for record in new if record.key == LEADER_KEY.encode()]:
             heard_s, patience_s = loop.time(), TAKE_OVER_AFTER_S
-            if not heartbeats[-1].value:  # it left in order
+            if heartbeats[-1].value is None:  # it left in order
                 return
         elif loop.time() - asked_s > SLOW_S:
             heard_s, patience_s = loop.time(), AFTER_OUTAGE_S  # where Kafka is silent, so is a leader that lives
@@ -285,5 +277,5 @@ async def is_led(follower: TopicFollower, heartbeat_age_s: float) -> bool:
     listen_s = loop.time() + (LISTEN_S if heartbeat_age_s < float("inf") else 0.0)
     led = 0.0 <= heartbeat_age_s <= TAKE_OVER_AFTER_S
     while not led and loop.time() < listen_s:
-        led = any(r.key == LEADER_KEY.encode() and r.value for r in await follower.read(LOOK_EVERY_S))
+        led = any(r.key == LEADER_KEY.encode() and r.value is not None for r in await follower.read(LOOK_EVERY_S))
     return led

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from inferline_stream.errors import InvalidFile
+from inferline_stream.errors import UNREADABLE, InvalidFile
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.units import count_of
 
@@ -57,8 +57,8 @@ class RecordDecoder:
         for record in records:
             try:
                 key = (record.key or b"").decode()
-                value = decode(key, record.value) if record.value else None
-            except (ValueError, OverflowError, RecursionError, InvalidFile) as error:
+                value = None if record.value is None else decode(key, record.value)
+            except (*UNREADABLE, InvalidFile) as error:
                 self._skip(record, error)
             else:
                 yield Entry(key, value, record)

@@ -42,4 +42,16 @@ def encode_posting(posting: Posting) -> bytes:
     return msgspec.json.encode(posting)
 
 
-decode_posting = msgspec.json.Decoder(Posting).decode
+_decode = msgspec.json.Decoder(Posting).decode
+
+
+def decode_posting(key: str, value: bytes) -> Posting:
+    """Read a record of a host.
+
+    Raises:
+        ValueError: it is none, or that of another host; see also `errors.UNREADABLE`.
+    """
+    posting: Posting = _decode(value)
+    if key != posting_key(posting.host):
+        raise ValueError(f"the key {key!r} is not its own, {posting_key(posting.host)!r}")
+    return posting

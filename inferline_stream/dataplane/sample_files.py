@@ -20,6 +20,9 @@ _BYTES_PER_ARRIVAL = 24
 """What an arrival that is only counted takes while the trace is made, about."""
 
 
+_READ_AT_ONCE = 1 << 24
+
+
 def read_arrivals(path: str | Path) -> Trace:
     """Arrivals of a CSV file of timestamps or counts (see `trace_from_csv`).
 
@@ -92,9 +95,16 @@ def keyed(event: bytes, field: str) -> bytes:
 
 
 def _contents(path: Path) -> bytes:
+    """Return what a file holds, unpacked; one that ends nowhere, or unpacks to more than fits, is refused."""
+    parts, size, free = list[bytes](), 0, free_memory_bytes()
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while part := file.read(_READ_AT_ONCE):
+                parts.append(part)
+                size += len(part)
+                if free is not None and size > free:
+                    raise InvalidFile(f"{path}: holds more than the {free / 1e9:.1f} GB of memory that are free")
+    except (OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidFile(f"{path}: cannot be read ({reason})") from None
+    return b"".join(parts)

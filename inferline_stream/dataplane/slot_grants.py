@@ -160,4 +160,17 @@ def encode_control(record: ControlRecord) -> bytes:
     return msgspec.json.encode(record)
 
 
-decode_control = msgspec.json.Decoder(ControlRecord).decode
+_decode = msgspec.json.Decoder(ControlRecord).decode
+
+
+def decode_control(key: str, value: bytes) -> ControlRecord:
+    """Read a record of the assignments topic.
+
+    Raises:
+        ValueError: it is none, or that of another key; see also `errors.UNREADABLE`.
+    """
+    control: ControlRecord = _decode(value)
+    own = LEADER_KEY if isinstance(control, LeaderHeartbeat) else grant_key(control.stage, control.slot)
+    if key != own:
+        raise ValueError(f"the key {key!r} is not its own, {own!r}")
+    return control

@@ -273,12 +273,7 @@ def prepare(
             among those measured, recorded results of more or fewer events, or too many paths or events.
     """
     paths = measured.paths
-    ways = ways_of(shape, paths)
-    for scope, mask in ways:
-        if shape.source_of(mask) >= max(1, len(shape.sources)) or not _is_way(shape, scope, mask):
-            raise ValueError(f"path {mask:b} takes an arrow out of a stage that it does not visit")
-    if len(ways) > np.iinfo(np.uint16).max:
-        raise ValueError(f"{len(ways)} different paths are more than the {np.iinfo(np.uint16).max} supported")
+    ways = checked_ways(shape, paths)
     if len(trace) > np.iinfo(np.int32).max:
         raise ValueError(f"{len(trace):,} events are more than the {np.iinfo(np.int32).max:,} supported; use a part")
     masks = np.zeros(len(trace), dtype=np.uint16)
@@ -343,6 +338,23 @@ def _draw_shares(
     """Draw of every event which of the shares it belongs to, from 1; 0 for the rest."""
     until = np.round(np.minimum(np.cumsum(shares), 1.0) * 2.0**32).astype(np.int64)
     (code or compiled()).draw_keys(workload.key(purpose), until, chosen)
+
+
+def checked_ways(shape: Shape, paths: Paths) -> tuple[Way, ...]:
+    """Return `ways_of` paths that events of a shape can take.
+
+    Raises:
+        ValueError: a path that takes an arrow out of a stage that it does not visit, or too many paths.
+    """
+    if any(not 0 <= of.stage < len(shape.stages) for of in paths.fan_outs):
+        raise ValueError(f"results of a stage that is none of {len(shape.stages)}")
+    ways = ways_of(shape, paths)
+    for scope, mask in ways:
+        if mask < 0 or shape.source_of(mask) >= max(1, len(shape.sources)) or not _is_way(shape, scope, mask):
+            raise ValueError(f"path {mask:b} takes an arrow out of a stage that it does not visit")
+    if len(ways) > np.iinfo(np.uint16).max:
+        raise ValueError(f"{len(ways)} different paths are more than the {np.iinfo(np.uint16).max} supported")
+    return ways
 
 
 def _is_way(shape: Shape, scope: Scope, mask: int) -> bool:

@@ -6,12 +6,11 @@ import asyncio
 import json
 import ssl
 import time
-from typing import Any
 
 import aiohttp
 from aiokafka.abc import AbstractTokenProvider
 
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import UNREADABLE, Unreachable
 from inferline_stream.isolation.loop_resolver import LoopResolver
 from inferline_stream.isolation.name_service import Loop
 from inferline_stream.isolation.token_program import program_says
@@ -21,6 +20,9 @@ _RENEW_BEFORE_S = 30.0
 _TOKEN_TIMEOUT_S = 10.0
 _LONGEST_TOKEN = 1 << 20
 """Bytes of an endpoint's answer that are read."""
+_LONGEST_S = 1e9
+_NO_TOKEN = (*UNREADABLE, LookupError, TypeError, AttributeError)
+"""What reading an answer without a token raises."""
 
 
 class AccessTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
@@ -64,14 +66,23 @@ async def _token_of(program: str) -> tuple[str, float]:
     loop = asyncio.get_running_loop()
     said = await loop.token() if isinstance(loop, Loop) and loop.sealed else await program_says(program)
     try:
-        return _read(json.loads(said))
-    except (ValueError, LookupError, TypeError) as error:
+        return _read(said)
+    except _NO_TOKEN as error:
         why = f'{type(error).__name__}; let it print {{"access_token": "...", "expires_in": 900}}'
         raise Unreachable(f"the token program {program!r} prints no token: {why}") from None
 
 
-def _read(answer: Any) -> tuple[str, float]:
-    return str(answer["access_token"]), float(answer.get("expires_in", 300.0))
+def _read(said: str | bytes) -> tuple[str, float]:
+    """Read an answer.
+
+    Raises:
+        ValueError: it has no token, or one that Kafka takes from nobody, or that ends at no time; see also `_NO_TOKEN`.
+    """
+    answer = json.loads(said)
+    token, lasts_s = answer["access_token"], float(answer.get("expires_in", 300.0))
+    if not (isinstance(token, str) and token.isascii() and token.isprintable() and token and 0 <= lasts_s < _LONGEST_S):
+        raise ValueError("no token")
+    return token, lasts_s
 
 
 async def fetch_token(security: KafkaSecurity, tls: ssl.SSLContext | None) -> tuple[str, float]:
@@ -98,9 +109,9 @@ async def fetch_token(security: KafkaSecurity, tls: ssl.SSLContext | None) -> tu
             ) as response,
         ):
             if response.status == 200:
-                return _read(json.loads(await _body(response.content)))
+                return _read(await _body(response.content))
             why = f"HTTP status {response.status}"
-    except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError) as error:
+    except (aiohttp.ClientError, OSError, *_NO_TOKEN) as error:
         why = type(error).__name__
     raise Unreachable(f"{url} gives no token for client {form['client_id']!r}: {why}")
 

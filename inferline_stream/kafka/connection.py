@@ -102,10 +102,12 @@ def tls_context(security: KafkaSecurity) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=authorities or None)
         if file:
             authorities = ""
-            context.load_cert_chain(file, security.ssl_key_location or None, security.ssl_key_password or None)
-    except OSError as error:
+            # An empty password, too: without one OpenSSL asks for it at the terminal, and waits.
+            context.load_cert_chain(file, security.ssl_key_location or None, security.ssl_key_password)
+    except (OSError, ValueError) as error:
         which = f"ssl.ca.location={authorities}" if authorities else f"ssl.certificate.location={file}"
-        raise UsageError(f"Kafka's {which} cannot be used ({error}); give PEM files, and the key that fits") from None
+        remedy = "give PEM files, and the key that fits, with its password where it has one"
+        raise UsageError(f"Kafka's {which} cannot be used ({error}); {remedy}") from None
     return context
 
 

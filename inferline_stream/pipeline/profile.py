@@ -68,12 +68,27 @@ class Variation:
                 raise ValueError(f"noise {self.noise} must be finite and ascend")
 
 
+_LEAST_S, _MOST_S = 1e-9, 1e9
+"""Of a service time: no batch takes less or more, and rates of what does would not be finite."""
+
 PROBABILITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 """Levels at which `ServiceTime.quantiles_s` holds the measured times."""
 
 HOP_PROBABILITIES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
 """Levels of `PipelineProfile.hop_spread_s`; between them it is linear, and the last one stands for what is above: there
 a machine that stood still for a moment was measured."""
+
+
+def check_hop(overhead_s: float, spread_s: Sequence[float]) -> None:
+    """Refuse what is no time between two stages; see `PipelineProfile`.
+
+    Raises:
+        ValueError: a time that is not finite, or a spread that is no ascending list of so many.
+    """
+    if spread_s and (len(spread_s) != len(HOP_PROBABILITIES) or list(spread_s) != sorted(spread_s)):
+        raise ValueError(f"spread {spread_s} of a hop must ascend, and have {len(HOP_PROBABILITIES)} levels")
+    if not all(map(math.isfinite, (overhead_s, *spread_s))):
+        raise ValueError(f"a hop of {overhead_s} s and its spread {spread_s} must be finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,7 @@ class ServiceTime:
         device_bytes: memory of its GPU that the stage took for batches of up to this size; 0 where it has none.
 
     Raises:
-        ValueError: a batch size below 1, a time that is not finite and above 0, unordered quantiles, a fixed part
+        ValueError: a batch size below 1, a time that no batch takes, unordered quantiles, a fixed part
             beyond the mean, or a spread below 0.
     """
 
@@ -103,8 +118,10 @@ class ServiceTime:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch size {self.batch_size} must be 1 or more")
-        if not (math.isfinite(self.mean_s) and self.mean_s > 0):
-            raise ValueError(f"batch size {self.batch_size}: service time {self.mean_s} s must be finite and above 0")
+        if not _LEAST_S <= self.mean_s <= _MOST_S:
+            raise ValueError(
+                f"batch size {self.batch_size}: service time {self.mean_s} s must be {_LEAST_S:g} to {_MOST_S:g} s"
+            )
         if not 0 <= self.fixed_s <= self.mean_s:
             raise ValueError(
                 f"batch size {self.batch_size}: fixed part {self.fixed_s} s must be within the mean of {self.mean_s} s"
@@ -114,8 +131,10 @@ class ServiceTime:
         if self.quantiles_s:
             if len(self.quantiles_s) != len(PROBABILITIES):
                 raise ValueError(f"{len(self.quantiles_s)} quantiles, need {len(PROBABILITIES)}")
-            if any(not math.isfinite(q) or q <= 0 for q in self.quantiles_s):
-                raise ValueError(f"batch size {self.batch_size}: quantiles {self.quantiles_s} must be above 0")
+            if any(not _LEAST_S <= q <= _MOST_S for q in self.quantiles_s):
+                raise ValueError(
+                    f"batch size {self.batch_size}: quantiles {self.quantiles_s} must be {_LEAST_S:g} to {_MOST_S:g} s"
+                )
             if list(self.quantiles_s) != sorted(self.quantiles_s):
                 raise ValueError(f"batch size {self.batch_size}: quantiles {self.quantiles_s} must ascend")
 
@@ -394,11 +413,7 @@ class PipelineProfile:
     classes: tuple[LiveClass, ...] = ()
 
     def __post_init__(self) -> None:
-        spread = self.hop_spread_s
-        if spread and (len(spread) != len(HOP_PROBABILITIES) or list(spread) != sorted(spread)):
-            raise ValueError(f"spread {spread} of a hop must ascend, and have {len(HOP_PROBABILITIES)} levels")
-        if not all(map(math.isfinite, spread)):
-            raise ValueError(f"spread {spread} of a hop must be finite")
+        check_hop(self.hop_overhead_s, self.hop_spread_s)
 
     @property
     def least_hop_s(self) -> float:

@@ -26,7 +26,7 @@ from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan, encode_control, grant_key
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import UNREADABLE, Unreachable
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import create_topics, delete_topics, topics_of
 from inferline_stream.kafka.record_producer import RecordProducer
@@ -69,7 +69,7 @@ def kept_overheads(file: Path) -> Overheads | None:
     """What was measured by this release, if it was."""
     try:
         found = msgspec.json.decode(file.read_bytes(), type=_StoredOverheads)
-    except (OSError, msgspec.MsgspecError, ValueError):
+    except (*UNREADABLE, OSError):
         return None
     return found.overheads if found.release == release() else None
 

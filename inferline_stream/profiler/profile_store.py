@@ -14,12 +14,13 @@ import msgspec
 
 from inferline_stream.actuators.mps import shared_by
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.errors import InvalidFile
+from inferline_stream.errors import UNREADABLE, InvalidFile
+from inferline_stream.estimator.workload import checked_ways
 from inferline_stream.pipeline.emulation import Emulated, emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
-from inferline_stream.pipeline.profile import Profile
+from inferline_stream.pipeline.profile import Profile, check_hop
 from inferline_stream.pipeline.shape import Paths, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.code_version import code_digest
@@ -101,6 +102,10 @@ class StoredPaths(msgspec.Struct, frozen=True):
     samples: dict[str, StageInput] = {}
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        for broker, spread_s in self.hop_spread_s.items():
+            check_hop(self.hop_overhead_s.get(broker, 0.0), spread_s)
+
 
 _TIMES = ("hop_overhead_s", "hop_spread_s", "network_s")
 """Of `StoredPaths`; they hold whatever the code is like."""
@@ -121,7 +126,7 @@ def read_file(file: Path, kind: type[_S]) -> _S | None:
         return msgspec.json.decode(data, type=kind)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, ValueError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise InvalidFile(f"{file}: cannot be read as a profile ({error}); delete it and profile again") from None
 
 
@@ -257,9 +262,17 @@ class ProfileStore:
         paths = read_file(self._paths_file, StoredPaths)
         if paths is not None:
             holds = (paths.code, paths.events) == (self._paths_code, self._events)
+            if holds:
+                self._check_paths(paths.paths)
             for name in (*_TIMES, *(("paths", "failed", "samples") if holds else ())):
                 setattr(known, name, getattr(paths, name))
         return known
+
+    def _check_paths(self, paths: Paths) -> None:
+        try:
+            checked_ways(self._shape, paths)
+        except ValueError as error:
+            raise InvalidFile(f"{self._paths_file}: {error}; delete it and profile again") from None
 
     def save(self, profile: Profile, *, note: str = "", there: Machine | None = None) -> Path:
         """Write a profile measured now; replaces the one before. Returns its file.
@@ -352,7 +365,7 @@ class ProfileStore:
                 paths, own = msgspec.json.decode(text, type=StoredPaths), read_file(self._paths_file, StoredPaths)
                 times = {name: getattr(own, name, {}) | getattr(paths, name) for name in _TIMES}
                 write_file(self._paths_file, msgspec.structs.replace(paths, **times))
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNREADABLE as error:
             raise InvalidFile(f"{path}: cannot be read as a profile ({error}); profile again") from None
 
     def _check_known(self, stored: StoredProfile) -> None:

@@ -14,6 +14,9 @@ from inferline_stream.tuner.observation import Observation
 LATE_SHARE = "late_share"
 """Name of the one figure that is of no stage."""
 
+_MOST_ARRIVALS = 2**31 - 1
+"""That are simulated."""
+
 Figures = Mapping[str, float | None]
 """Measured figures by what they are of, as `figures_of` names them; None where too little was seen."""
 
@@ -32,6 +35,9 @@ class LiveObservations:
         keys: str (names,).
         watched_s: how long arrivals had been watched when it was first asked.
         staffed_s: since when it decided by the simulated table of its plan; NaN if it never did.
+
+    Raises:
+        ValueError: arrays that do not fit together, or are in no order.
     """
 
     asked_s: Floats
@@ -43,6 +49,18 @@ class LiveObservations:
     keys: NDArray[np.str_]
     watched_s: float = 0.0
     staffed_s: float = float("nan")
+
+    def __post_init__(self) -> None:
+        sizes = (self.ticks_s.size, self.figures_s.size, self.figures_s.size)
+        if (self.grown.size, self.figures_key.size, self.figures.size) != sizes or not self.asked_s.size:
+            raise ValueError("times and what was observed then are not as many")
+        for times in (self.asked_s, self.ticks_s, self.figures_s, self.grown):
+            if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+                raise ValueError("what was observed is in no order")
+        if self.grown.size and int(self.grown[-1]) - int(self.grown[0]) > _MOST_ARRIVALS:
+            raise ValueError(f"more than {_MOST_ARRIVALS:,} arrivals")
+        if self.figures_key.size and not 0 <= self.figures_key.min() <= self.figures_key.max() < self.keys.size:
+            raise ValueError("figures without a name")
 
     def arrivals(self) -> tuple[Floats, Floats]:
         """Times of the arrivals, spread evenly between samples as in the control plane; and when each became known."""

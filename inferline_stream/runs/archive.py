@@ -9,10 +9,9 @@ from __future__ import annotations
 import datetime
 import shutil
 import time
-import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -21,8 +20,10 @@ from numpy.typing import NDArray
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import write_observations
-from inferline_stream.controlplane.records.control_records import CalendarRecord, SloRecord
-from inferline_stream.errors import InvalidFile, UsageError
+from inferline_stream.controlplane.records.array_file import FLOAT, FLOATS, INTS, read_arrays
+from inferline_stream.controlplane.records.control_records import CalendarRecord, SloRecord, check_time
+from inferline_stream.errors import UNREADABLE, InvalidFile, UsageError
+from inferline_stream.estimator.workload import checked_ways
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.group_model import GroupModel
 from inferline_stream.pipeline.group_profile import Sharing
@@ -33,7 +34,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.schedule import Every, On, TrafficSchedule
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace, merged
-from inferline_stream.planner.plan_document import check_plan
+from inferline_stream.planner.plan_document import check_plan, misfit
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.report import RunReport
 from inferline_stream.tuner.calendar import Calendar, PastWeeks
@@ -41,6 +42,11 @@ from inferline_stream.tuner.error_budget import DAY_S
 
 RECORD_VERSION = 1
 DOCUMENT, ARRAYS = "run.json", "events.npz"
+
+_LIKE = {
+    **dict.fromkeys(("arrivals_s", "entries_s", "latency_s", "sample_s"), FLOATS),
+    **{"began_s": FLOAT, "source_of": INTS, "sample_source_of": INTS},
+}
 
 
 class GroupsRecord(msgspec.Struct, frozen=True):
@@ -149,6 +155,9 @@ class EventTimes:
         began_s: the first arrival, in seconds since the epoch.
         source_of: uint8, of each arrival the number of its live source topic.
         sample_source_of: the same of ``sample_s``; empty where there is one.
+
+    Raises:
+        ValueError: times that are no traces, latencies of other events, or a beginning that no calendar has.
     """
 
     arrivals_s: NDArray[np.float64]
@@ -158,6 +167,13 @@ class EventTimes:
     began_s: float
     source_of: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     sample_source_of: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def __post_init__(self) -> None:
+        Trace(self.arrivals_s, self.source_of)
+        Trace(self.sample_s, self.sample_source_of)
+        if Trace(self.entries_s).arrivals_s.size != self.latency_s.size or not np.isfinite(self.latency_s).all():
+            raise ValueError(f"{self.entries_s.size} events, {self.latency_s.size} latencies")
+        check_time(self.began_s)
 
     def traces(self, shape: Shape) -> tuple[Trace, Trace]:
         """Return what the first plan was made for, or the arrivals where that is not known, and the arrivals."""
@@ -269,12 +285,29 @@ def read_record(folder: Path) -> RunRecord:
         version = msgspec.json.decode(data, type=_RecordVersion).version
         if version == RECORD_VERSION:
             record = msgspec.json.decode(data, type=RunRecord)
-            for stored in record.plans:
-                check_plan(stored.plan, "the run's plan")
+            _check(record)
             return record
-    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+    except (*UNREADABLE, OSError, InvalidFile) as error:
         raise InvalidFile(f"{file}: is no record of a run ({error}); `run` leaves one") from None
     raise InvalidFile(f"{file}: version {version}, this program reads version {RECORD_VERSION}; run again")
+
+
+def _check(record: RunRecord) -> None:
+    """Refuse a record whose parts do not fit together.
+
+    Raises:
+        ValueError: for such a record.
+        InvalidFile: a plan is none.
+    """
+    if not record.plans or not 0 < record.objective < 1:
+        raise ValueError(f"it has {len(record.plans)} plans, and an objective of {record.objective}")
+    for time_s in (record.started_s, *(decision.time_s for decision in record.decisions)):
+        check_time(time_s)
+    checked_ways(record.shape, record.paths)
+    for stored in record.plans:
+        check_plan(stored.plan, "the run's plan")
+    if why := misfit(record.plans[0].plan, record.shape.stages, record.measured, record.kinds):
+        raise ValueError(f"the plan that it began with {why}")
 
 
 def read_events(folder: Path) -> EventTimes:
@@ -285,10 +318,9 @@ def read_events(folder: Path) -> EventTimes:
     """
     file = folder / ARRAYS
     try:
-        with file.open("rb") as opened, np.load(opened) as arrays:
-            found = {name: arrays[name] for name in EventTimes.__slots__}
+        found: dict[str, Any] = read_arrays(file, _LIKE)
         return EventTimes(**found | {"began_s": float(found["began_s"])})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InvalidFile(f"{file}: holds no events of a run ({error}); `run` leaves them") from None
 
 

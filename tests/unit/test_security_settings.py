@@ -1,8 +1,13 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from inferline_stream.errors import UsageError
-from inferline_stream.kafka.connection import client_options, plaintext
+from inferline_stream.kafka.connection import client_options, plaintext, tls_context
 from inferline_stream.settings import KafkaSecurity, dispatcher_environment, kafka_addresses, kafka_security
+from tests.support.certificates import certify
 
 
 def test_without_a_word_connections_are_plain_and_with_a_user_they_are_encrypted():
@@ -107,3 +112,43 @@ def test_brokers_are_read_from_an_address(given: str, found: list[tuple[str, int
 def test_what_is_not_an_address_of_kafka_is_refused(given: str) -> None:
     with pytest.raises(UsageError, match=r"is not an address of Kafka; write host:port, e\.g\. localhost:9092"):
         kafka_addresses(f"localhost:9092,{given}" if given.strip(",") else given)
+
+
+@pytest.fixture
+def encrypted(tmp_path):
+    """Where the certificate and the encrypted key of a client are."""
+    certify(tmp_path, "client")
+    key = tmp_path / "encrypted.pem"
+    subprocess.run(
+        ["openssl", "ec", "-aes256", "-in", str(tmp_path / "client-key.pem"), "-out", str(key),
+         "-passout", "pass:sesame"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return {"ssl_certificate_location": str(tmp_path / "client.pem"), "ssl_key_location": str(key)}
+
+
+@pytest.mark.parametrize("password", ["", "open sesame", "x" * 2000, "\udcff"])
+def test_a_key_that_the_password_does_not_open_is_refused(encrypted, password):
+    with pytest.raises(UsageError, match=r"ssl\.certificate\.location=.* cannot be used"):
+        tls_context(KafkaSecurity(**encrypted, ssl_key_password=password))
+    tls_context(KafkaSecurity(**encrypted, ssl_key_password="sesame"))
+
+
+def test_the_password_of_a_key_is_not_asked_for_at_the_terminal(encrypted):
+    imports = f"from {tls_context.__module__} import KafkaSecurity, tls_context"
+    command = [sys.executable, "-c", f"{imports}\ntls_context(KafkaSecurity(**{encrypted!r}))"]
+    reading, writing = os.pipe()  # nobody ever types
+    try:
+        done = subprocess.run(
+            command,
+            stdin=reading,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            start_new_session=True,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "Enter PEM pass phrase" not in done.stderr
+    assert "UsageError: Kafka's ssl.certificate.location" in done.stderr

@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from inferline_stream.actuators.actuator import ObservedDispatcher
 from inferline_stream.actuators.kubernetes.object_names import STAGE_LABEL
 from inferline_stream.actuators.kubernetes.pods import TEMPLATE_LABEL, is_finished, is_ready, pending_of
 from inferline_stream.dataplane.host_postings import Posting, decode_posting, encode_posting, host_of, posting_key
 from inferline_stream.dataplane.process_specs import DispatcherSpec
-from inferline_stream.errors import InferlineError
+from inferline_stream.errors import UNREADABLE, InferlineError
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.kafka.writer import write_once
@@ -196,11 +194,13 @@ class DispatcherPods:
             async with TopicFollower(self._bootstrap_servers, self._topic) as topic:
                 records = await topic.read_to(await topic.end())
             for record in records:
-                if pod := host_of((record.key or b"").decode(errors="replace")):
-                    self._on.pop(pod, None)
-                    with contextlib.suppress(msgspec.MsgspecError, ValueError):
-                        if record.value:
-                            self._note(pod, decode_posting(record.value).dispatcher)
+                key = (record.key or b"").decode(errors="replace")
+                if pod := host_of(key):
+                    with contextlib.suppress(*UNREADABLE):
+                        posting = None if record.value is None else decode_posting(key, record.value)
+                        self._on.pop(pod, None)
+                        if posting is not None:
+                            self._note(pod, posting.dispatcher)
             self._looked = True
 
     def _note(self, pod: str, spec: DispatcherSpec) -> None:

@@ -13,7 +13,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,8 @@ from inferline_stream.actuators.supervisor import Attachable, Supervisor
 from inferline_stream.dataplane.host_postings import Posting, decode_posting, posting_key
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec
 from inferline_stream.dataplane.until_first import until_first
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import UNREADABLE, Unreachable
+from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_SPEC, host_given, host_node
@@ -199,15 +200,14 @@ def _close_after_peer(sock: socket.socket) -> None:
 async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost) -> None:
     """Run what the host's newest posting names, for ever."""
     starts = _starts(Path(spec.life))
-    key, wait_s = posting_key(name).encode(), 0.1
+    wait_s = 0.1
     while True:
         try:
             async with TopicFollower(spec.bootstrap_servers, spec.assignments) as topic:
                 wait_s = 0.1
                 records = await topic.read_to(await topic.end())
                 while True:
-                    found = [record.value for record in records if record.key == key]
-                    if found:
+                    if found := list(_postings(records, posting_key(name))):
                         await _post(found[-1], host, starts)
                     records = await topic.read(0.5)
         except Unreachable as error:
@@ -216,12 +216,17 @@ async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost) -> 
             wait_s = min(5.0, 2 * wait_s)
 
 
-async def _post(value: bytes | None, host: DispatcherHost, starts: int) -> None:
-    try:
-        posting: Posting | None = decode_posting(value) if value else None
-    except msgspec.MsgspecError as error:
-        logger.error("a posting cannot be read and is skipped: %s", error)
-        return
+def _postings(records: Iterable[Record], key: str) -> Iterator[Posting | None]:
+    """Yield what records of a host say; those that cannot be read are skipped."""
+    for record in records:
+        if record.key == key.encode():
+            try:
+                yield None if record.value is None else decode_posting(key, record.value)
+            except UNREADABLE as error:
+                logger.error("a posting cannot be read and is skipped: %.200s", repr(str(error)))
+
+
+async def _post(posting: Posting | None, host: DispatcherHost, starts: int) -> None:
     if posting is None:
         await host.dispatch(None)
         return

@@ -159,7 +159,7 @@ def recorded(ticks: Sequence[Record], partitions: Sequence[int]) -> Trace:
         partitions: of each source topic; records of another number in all are left out.
     """
     entries = RecordDecoder().decoded(ticks, decode_ticks)
-    log = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == sum(partitions)]
+    log = merged((e.value for e in entries if e.value), sum(partitions))
     traces, first = list[Trace](), 0
     for count in partitions:
         growth, own = LogGrowth(), slice(first, first + count)

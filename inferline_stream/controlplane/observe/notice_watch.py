@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from inferline_stream.controlplane.records.control_records import Override
+from inferline_stream.errors import UNREADABLE
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.spot import Spot, is_spot
 
@@ -20,6 +21,9 @@ LOOK_S = 2.0
 _ANSWERS_S = 1.0
 _HEADERS = {"Metadata-Flavor": "Google", "Metadata": "true"}
 """Without which metadata servers of clouds refuse."""
+
+_LONGEST_S = 1e9
+"""Of a notice: an `Override` has no times after those of a calendar."""
 
 _NOTHING = frozenset(("", "false", "none"))
 
@@ -58,7 +62,7 @@ def _read(where: str) -> str | None:
     """Return what is said there; None where no notice is given, or nobody answers."""
     try:
         if "://" not in where:
-            return Path(where).read_text()
+            return Path(where).read_text(errors="replace")
         asked = urllib.request.Request(where, headers=_HEADERS)  # noqa: S310  the topology names it
         with urllib.request.urlopen(asked, timeout=_ANSWERS_S) as answer:  # noqa: S310
             said = answer.read(4096).decode(errors="replace")
@@ -70,6 +74,7 @@ def _read(where: str) -> str | None:
 def _left_s(said: str, spot: Spot, now_s: float) -> float:
     """Return the seconds that are left: by the ``time`` of a JSON object, as AWS gives it; else the declared notice."""
     try:
-        return max(0.0, datetime.fromisoformat(json.loads(said)["time"]).timestamp() - now_s)
-    except (ValueError, TypeError, KeyError):
+        left_s = datetime.fromisoformat(json.loads(said)["time"]).timestamp() - now_s
+        return min(max(0.0, left_s), _LONGEST_S)
+    except (*UNREADABLE, TypeError, KeyError):
         return spot.notice_s

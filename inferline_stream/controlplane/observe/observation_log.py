@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import zipfile
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.array_file import FLOAT, FLOATS, INTS, TEXTS, read_arrays
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, decode_ticks, highest
 from inferline_stream.errors import InvalidFile
 from inferline_stream.replay.live_observations import LiveObservations
+
+logger = logging.getLogger(__name__)
 
 FILE = "observations.npz"
 
 _TIMES = ("asked_s", "ticks_s", "figures_s")
 """In the file as differences in microseconds, as is the log's growth: both are nearly even, and a third of the size."""
+
+_LIKE = {
+    **dict.fromkeys((*_TIMES, "grown", "figures_key"), INTS),
+    **{"figures": FLOATS, "keys": TEXTS, "watched_s": FLOAT, "staffed_s": FLOAT},
+}
 
 _SAME_S = 1e-3
 """Two times that are closer are of the same step."""
@@ -64,7 +73,7 @@ class ObservationLog:
         staffed_s: float | None = None,
         sampled: bool = True,
     ) -> LiveObservations | None:
-        """What the records sum up to; None where the first observation is not among them.
+        """What the records sum up to; None where the first observation is not among them, or absurd ones are.
 
         Args:
             origin_s: time 0 of the observations.
@@ -80,17 +89,21 @@ class ObservationLog:
         figures_s = np.array(self._figures_s)
         order = np.argsort(figures_s, kind="stable")
         order = order[figures_s[order] > asked_from_s - _SAME_S]
-        return LiveObservations(
-            asked_s=_whole(asked_s - origin_s),
-            ticks_s=_whole(np.array(self._ticks_s) - origin_s) if sampled else np.empty(0),
-            grown=np.array(self._grown) if sampled else np.empty(0, np.int64),
-            figures_s=_whole(figures_s[order] - origin_s),
-            figures_key=np.array(self._figures_key)[order],
-            figures=np.array(self._figures)[order],
-            keys=np.array(list(self._keys), np.str_),
-            watched_s=watched_s,
-            staffed_s=math.nan if staffed_s is None else staffed_s - origin_s,
-        )
+        try:
+            return LiveObservations(
+                asked_s=_whole(asked_s - origin_s),
+                ticks_s=_whole(np.array(self._ticks_s) - origin_s) if sampled else np.empty(0),
+                grown=np.array(self._grown) if sampled else np.empty(0, np.int64),
+                figures_s=_whole(figures_s[order] - origin_s),
+                figures_key=np.array(self._figures_key)[order],
+                figures=np.array(self._figures)[order],
+                keys=np.array(list(self._keys), np.str_),
+                watched_s=watched_s,
+                staffed_s=math.nan if staffed_s is None else staffed_s - origin_s,
+            )
+        except ValueError as error:
+            logger.warning("what the policy observed is not kept: %s", error)
+            return None
 
 
 async def read_observation_log(context: PipelineContext, asked_from_s: float) -> ObservationLog:
@@ -126,16 +139,15 @@ def read_observations(folder: Path) -> LiveObservations | None:
     """
     file = folder / FILE
     try:
-        with file.open("rb") as opened, np.load(opened) as arrays:
-            found = {name: arrays[name] for name in LiveObservations.__slots__}
+        found: dict[str, Any] = read_arrays(file, _LIKE)
+        for name in _TIMES:
+            found[name] = np.cumsum(found[name]) / 1e6
+        found["grown"] = np.cumsum(found["grown"])
+        return LiveObservations(**found | {name: float(found[name]) for name in ("watched_s", "staffed_s")})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InvalidFile(f"{file}: does not hold what a run's policy observed ({error}); `run` writes it") from None
-    for name in _TIMES:
-        found[name] = np.cumsum(found[name]) / 1e6
-    found["grown"] = np.cumsum(found["grown"])
-    return LiveObservations(**found | {name: float(found[name]) for name in ("watched_s", "staffed_s")})
 
 
 def _whole(times_s: NDArray[np.float64]) -> NDArray[np.float64]:

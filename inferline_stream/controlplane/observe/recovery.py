@@ -199,7 +199,7 @@ async def recent_ticks(context: PipelineContext, partitions: int, since_s: float
     async with context.kafka.follow(context.names.arrivals, since_s) as follower:
         records = await follower.read_to(await follower.end())
     entries = context.decoder.decoded(records, decode_ticks)
-    return [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
+    return merged((e.value for e in entries if e.value), partitions)
 
 
 async def arrivals_between(

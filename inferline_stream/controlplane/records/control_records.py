@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median_low
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -51,7 +52,8 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
             raise ValueError(f"{len(self.times_ms)} times, {len(self.ends)} rows of end offsets")
         if any(not 0 <= end < _MOST for row in (self.previous, *self.ends) for end in row):
             raise ValueError("an end offset is out of range")
-        if any(not 0 <= t < _MOST for t in (self.previous_ms, *self.times_ms, *self.asked_ms)):
+        figures_ms = (time_ms for time_ms, _, _ in self.figures)
+        if any(not 0 <= t < _MOST for t in (self.previous_ms, *self.times_ms, *self.asked_ms, *figures_ms)):
             raise ValueError("a time is out of range")
 
 
@@ -77,7 +79,7 @@ class CodeVersion(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z0-9]{1,16}", self.name):
             raise ValueError(f"{self.name!r} is no name of a version")
-        _check_time(self.began_s)
+        check_time(self.began_s)
 
 
 class Override(msgspec.Struct, frozen=True):
@@ -118,7 +120,7 @@ class Override(msgspec.Struct, frozen=True):
             check_amounts(self.window)
             TrafficSchedule((self.window,))
         if self.until_s is not None:
-            _check_time(self.until_s)
+            check_time(self.until_s)
         if self.kind == "notice" and self.until_s is None:
             raise ValueError(f"a notice of {self.subject} has no time at which it is taken")
         if self.kind == "canary" and (self.code is None or self.until_s is None or not 0 < (self.value or 0) <= 1):
@@ -193,6 +195,9 @@ _MOST = 2**53
 _LAST_S = 250_000_000_000
 """Seconds since the epoch: the calendar of Python ends soon after."""
 
+_LONGEST_S, _MOST_ARRIVALS = 2 * 86_400.0, 50_000_000
+"""Between two ticks that are kept at the same time: Kafka keeps them for a day, and nobody plans by more arrivals."""
+
 DECISIONS_KEPT = 500
 """Decisions that stay in the compacted topic; older ones are taken out as new ones come."""
 
@@ -241,30 +246,31 @@ def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord | SloRe
     if key == CALENDAR_KEY:
         calendar = _calendar.decode(value)
         check_version(calendar.version)
-        _check_time(calendar.time_s)
+        check_time(calendar.time_s)
         _in_range(calendar.first)
         assert calendar.weeks is not None  # which raises where they are none
         return calendar
     if key == SLO_KEY:
         slo = _slo.decode(value)
         check_version(slo.version)
-        _check_time(slo.time_s)
+        check_time(slo.time_s)
         _in_range(slo.budget.window_s, slo.budget.passed_s, slo.budget.events, slo.budget.late)
         return slo
     if key.startswith(PLAN_KEY):
         stored = _plan.decode(value)
         check_version(stored.version)
         _in_range(stored.number, stored.term)
-        _check_time(stored.time_s)
+        check_time(stored.time_s)
         if stored.document.version != PLAN_VERSION:
             raise ValueError(f"plan version {stored.document.version}, this release reads version {PLAN_VERSION}")
         check_plan(stored.plan, "a stored plan")
         return stored
     decision = _decision.decode(value)
     check_version(decision.version)
-    counts = [count for kinds in decision.replicas.values() for count in kinds.values()]
-    _in_range(decision.number, decision.term, *counts)
-    _check_time(decision.time_s)
+    _in_range(decision.number, decision.term)
+    if any(not 0 <= count <= MOST_REPLICAS for kinds in decision.replicas.values() for count in kinds.values()):
+        raise ValueError(f"{decision.by_stage} are no numbers of replicas")
+    check_time(decision.time_s)
     if key not in (WANTED_KEY, decision_key(decision.number)):
         raise ValueError(f"the key {key!r} is not its own")
     return decision
@@ -279,7 +285,12 @@ def decode_override(key: str, value: bytes) -> Override:
     return override
 
 
-def _check_time(time_s: float) -> None:
+def check_time(time_s: float) -> None:
+    """Refuse what are no seconds since the epoch.
+
+    Raises:
+        ValueError: for those.
+    """
     if not 0 <= time_s < _LAST_S:
         raise ValueError(f"{time_s:g} is no time")
 
@@ -289,26 +300,42 @@ def _in_range(*numbers: float) -> None:
         raise ValueError("a number is out of range")
 
 
-def merged(records: Iterable[ArrivalTicks]) -> list[tuple[float, list[int]]]:
-    """Ticks of any writers as one growing log: (seconds since the epoch, end offsets), ascending in both.
+Tick = tuple[float, list[int]]
+"""Seconds since the epoch, and the end offset of each partition then."""
+
+
+def merged(records: Iterable[ArrivalTicks], partitions: int) -> list[Tick]:
+    """Ticks of so many partitions, of any writers, as one growing log, ascending in times and end offsets.
 
     A tick that holds nothing new in any partition is kept (it shows that somebody watched), one from
     before the newest is not.
     """
-    ticks: list[tuple[float, list[int]]] = []
+    ticks: list[Tick] = []
     for record in records:
         own = [(record.previous_ms, record.previous), *zip(record.times_ms, record.ends, strict=True)]
-        ticks += [(time_ms / 1e3, list(ends)) for time_ms, ends in own]
-    ticks.sort(key=lambda tick: tick[0])
-    grown: list[tuple[float, list[int]]] = []
-    for time_s, ends in ticks:
+        ticks += [(time_ms / 1e3, list(ends)) for time_ms, ends in own if len(ends) <= partitions]
+    grown: list[Tick] = []
+    for time_s, ends in sorted(_credible(ticks, partitions), key=lambda tick: tick[0]):
         if not grown:
             grown.append((time_s, ends))
         elif time_s > grown[-1][0]:
             grown.append((time_s, highest(grown[-1][1], ends)))
         else:
             grown[-1] = (time_s, highest(grown[-1][1], ends))
-    return grown
+    return [tick for tick in grown if len(tick[1]) == partitions]
+
+
+def _credible(ticks: Sequence[Tick], partitions: int) -> list[Tick]:
+    """Leave out ticks that lie far from most others: what they claim to have come would fill the memory."""
+    some = ticks[:: max(1, len(ticks) // 1000)]
+    usual_s = median_low(time_s for time_s, _ in some) if some else 0.0
+    usual = [median_low([ends[p] for _, ends in some if p < len(ends)] or [0]) for p in range(partitions)]
+    return [
+        (time_s, ends)
+        for time_s, ends in ticks
+        if abs(time_s - usual_s) < _LONGEST_S
+        and sum(abs(end - at) for end, at in zip(ends, usual, strict=False)) < _MOST_ARRIVALS
+    ]
 
 
 def highest(a: Sequence[int], b: Sequence[int]) -> list[int]:

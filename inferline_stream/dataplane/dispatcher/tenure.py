@@ -7,13 +7,12 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-import msgspec
-
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.slot_grants import LEADER_KEY, Grant, LeaderHeartbeat, decode_control, grant_key
+from inferline_stream.errors import UNREADABLE
 from inferline_stream.kafka.records import TRANSACTION_TIMEOUT_MS, Record
 from inferline_stream.kafka.topic_reader import TopicReader
 
@@ -81,9 +80,9 @@ class Tenure:
         if key not in (self._key, LEADER_KEY.encode()):
             return False
         try:
-            grant = decode_control(value) if value else None
-        except (msgspec.MsgspecError, RecursionError) as error:
-            logger.error("a record of the leader cannot be read and is skipped: %s", error)
+            grant = None if value is None else decode_control(key.decode(), value)
+        except UNREADABLE as error:
+            logger.error("a record of the leader cannot be read and is skipped: %.200s", repr(str(error)))
             return False
         if key != self._key:
             if isinstance(grant, LeaderHeartbeat):

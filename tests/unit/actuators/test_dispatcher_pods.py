@@ -28,7 +28,7 @@ class Postings:
     async def write_once(self, bootstrap_servers: str, record: Record) -> None:
         self.asked += 1
         await self.allowed.wait()
-        posting = decode_posting(record.value or b"")
+        posting = decode_posting((record.key or b"").decode(), record.value or b"")
         self.written.append((posting.host, posting.dispatcher.dispatcher))
 
 

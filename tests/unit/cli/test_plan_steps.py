@@ -10,7 +10,8 @@ from inferline_stream import Pipeline, Stage, Topic
 from inferline_stream.actuators.devices import Device
 from inferline_stream.cli import plan_steps
 from inferline_stream.cli.options import Platform
-from inferline_stream.cli.plan_steps import Declared, PlanInputs, not_credible, planned, planned_without
+from inferline_stream.cli.plan_steps import Declared, PlanInputs, not_credible, planned, planned_without, take_profiles
+from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
@@ -109,3 +110,16 @@ def test_a_search_that_no_ctrl_c_reaches_ends_when_it_is_asked_to() -> None:
     assert planned(PlanInputs(what=what, stop=lambda: False), measured).cost_per_hour > 0
     with pytest.raises(Stopped):
         planned(PlanInputs(what=what, stop=lambda: True), measured)
+
+
+def test_profiles_from_elsewhere_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    stage = Stage("a", lambda values: values, hardware=["cpu-1"])
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+    what = Declared(pipeline, tmp_path / "topology.py", [], Trace(np.arange(3.0)))
+    for contents in (None, b"\xff\xfe", b"{}"):
+        folder = tmp_path / str(contents and contents[0])
+        folder.mkdir()
+        file = folder / "a.cpu-1.json"
+        file.mkdir() if contents is None else file.write_bytes(contents)
+        with pytest.raises(InvalidFile, match=r"a\.cpu-1\.json: cannot be read as a profile"):
+            take_profiles(what, folder, "local")

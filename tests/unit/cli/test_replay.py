@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from inferline_stream.cli.main import app
 from inferline_stream.controlplane.observe.observation_log import write_observations
 from inferline_stream.estimator.simulation import simulate
-from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.trace import levels_trace
-from inferline_stream.planner.plan_document import PlanDocument
+from inferline_stream.planner.plan_document import PlanDocument, plan_to_bytes
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, write_record
 from tests.unit.runs.test_archive import PLAN, RECORD
@@ -57,3 +57,26 @@ def test_a_run_is_replayed_from_the_replicas_that_its_traffic_found(tmp_path: Pa
     found = json.loads(done.output)
     assert found["steps"] == []
     assert found["cost_per_hour"] == pytest.approx(0.1 * (2 + 2)), "two of `read` by a decision, two of `judge` by plan"
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "why"),
+    [
+        (None, 3, "plan.json: cannot be read (Is a directory)"),
+        (replace(PLAN, allocations={"read": PLAN.allocations["read"]}), 2, "knows no stage 'judge'"),
+        (replace(PLAN, allocations=PLAN.allocations | {"read": (Allocation("cpu", 64, 1),)}), 2, "was not profiled"),
+    ],
+)
+def test_a_plan_that_a_run_cannot_be_replayed_on_is_refused(
+    tmp_path: Path, plan: Plan | None, code: int, why: str
+) -> None:
+    arrivals_s, nothing = np.arange(3.0), np.empty(0)
+    write_record(tmp_path / "run", RECORD, EventTimes(arrivals_s, nothing, nothing, nothing, 0.0))
+    file = tmp_path / "plan.json"
+    if plan is None:
+        file.mkdir()
+    else:
+        file.write_bytes(plan_to_bytes(plan))
+    done = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--plan", str(file), "--policy", "none"])
+    assert (done.exit_code, done.stderr.count("error:")) == (code, 1)
+    assert why in done.stderr

@@ -65,6 +65,8 @@ async def test_a_notice_that_could_not_be_written_down_is_passed_on_again(tmp_pa
         (200, "FALSE", None),
         (200, "TRUE", 30.0),
         (200, '{"action": "terminate", "time": "TIME"}', 90.0),
+        (200, '{"time": "9999-12-31T23:59:59Z"}', 1e9),
+        (200, "[" * 4096, 30.0),
         (200, '{"action": "terminate", "time": "soon"}', 30.0),
     ],
 )

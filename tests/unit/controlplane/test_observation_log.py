@@ -83,3 +83,31 @@ def test_a_run_that_left_no_observations_has_none_and_damaged_ones_are_named(tmp
     (tmp_path / FILE).write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(InvalidFile, match=r"observations\.npz: does not hold what a run's policy observed"):
         read_observations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"asked_s": np.empty(0, np.int64)},
+        {"grown": np.array([5, -2, 1, 2])},
+        {"grown": np.array([5, 2**40, 1, 2])},
+        {"grown": np.array([5])},
+        {"figures_key": np.array([0, 1, 7])},
+        {"figures": np.array(["a"])},
+        {"keys": np.array([1.0])},
+        {"staffed_s": np.array("x")},
+    ],
+)
+def test_arrays_that_nobody_observed_are_named(tmp_path: Path, wrong: dict[str, np.ndarray]) -> None:
+    write_observations(tmp_path, notes(FIRST, SECOND).observations(1.4, 1.5))
+    with np.load(tmp_path / FILE) as arrays:
+        found = dict(arrays) | wrong
+    with (tmp_path / FILE).open("wb") as file:
+        np.savez(file, **found)
+    with pytest.raises(InvalidFile, match=r"observations\.npz: does not hold what a run's policy observed"):
+        read_observations(tmp_path)
+
+
+def test_a_record_that_claims_more_than_ever_came_leaves_no_observations() -> None:
+    absurd = ArrivalTicks([2_500.0], [[2**52]], [0], 2_400.0)
+    assert notes(FIRST, SECOND, absurd).observations(1.4, 1.5) is None

@@ -21,8 +21,10 @@ from inferline_stream.controlplane.records.control_records import (
 from inferline_stream.dataplane.reports import PoolReport, decode_report, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat, encode_control, grant_key
 from inferline_stream.kafka.records import Record
+from inferline_stream.observability.pipeline_state import DecisionRecord
 
 BYTES = [
+    b"",
     b"\xff\x00",
     b"[",
     b"17",
@@ -116,6 +118,13 @@ def test_a_stored_plan_whose_plan_is_none_is_skipped() -> None:
     }
     records = followed(msgspec.json.encode(plan), key=b"plan-1")
     assert list(RecordDecoder().decoded_by_key(records, decode_stored)) == []
+
+
+def test_a_decision_that_wants_more_replicas_than_there_can_be_is_skipped() -> None:
+    decision = DecisionRecord(1, "c", 1, 0.0, "scale_up", "", "", {"a": {"cpu": 2}}, applied=True)
+    absurd = changed(decision, replicas={"a": {"cpu": 2**31}})
+    records = followed(encode(decision), absurd, key=b"wanted")
+    assert [entry.value for entry in RecordDecoder().decoded_by_key(records, decode_stored)] == [decision]
 
 
 def test_grants_are_kept_beside_others_that_cannot_be_and_an_unreadable_heartbeat_shows_that_somebody_leads() -> None:

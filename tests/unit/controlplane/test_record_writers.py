@@ -72,7 +72,7 @@ def test_what_grows_after_the_clock_was_set_back_is_reported_and_shows_no_burst(
             ticks.asked(7.2e3 + tick * 0.02 - set_back_ms / 1e3, {})
         if tick % 50 == 49 and (written := ticks.take()) is not None:
             records.append(decode_ticks(written.value))
-    grown = merged(records)
+    grown = merged(records, 1)
     assert grown[-1][1] == [399]
     assert max(b[0] - a[0] for (_, a), (_, b) in itertools.pairwise(grown)) <= 2
     for record in records:
@@ -122,7 +122,7 @@ def test_when_the_policy_was_asked_is_reported_with_the_next_tick_and_its_figure
 def test_a_second_writer_and_a_second_reading_add_nothing() -> None:
     one = ArrivalTicks([20.0, 40.0], [[3, 0], [3, 4]], [0, 0], 0.0)
     other = ArrivalTicks([30.0, 50.0], [[3, 2], [3, 4]], [1, 0], 10.0)
-    grown = merged([one, other, one])
+    grown = merged([one, other, one], 2)
     assert grown[-1] == (0.05, [3, 4])
     assert [ends for _, ends in grown] == sorted(ends for _, ends in grown)
 
@@ -139,7 +139,7 @@ def test_merged_ticks_of_any_two_writers_are_the_log_that_both_saw(steps: list[t
         if i % 3 == 0 and (record := writers[i % 2].take()) is not None:
             records.append(decode_ticks(record.value))
     records += [decode_ticks(record.value) for writer in writers if (record := writer.take()) is not None]
-    grown = merged(records)
+    grown = merged(records, 2)
     if grown and any(a or b for _, a, b in steps):
         assert grown[-1][1] == ends
     assert all(x <= y for (_, old), (_, new) in itertools.pairwise(grown) for x, y in zip(old, new, strict=True))

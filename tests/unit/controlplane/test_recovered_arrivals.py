@@ -50,6 +50,36 @@ def test_no_arrival_is_of_the_future_and_none_is_counted_twice(ahead_s: float) -
     run(story())
 
 
+ABSURD = [
+    ([0.0], [[2**53 - 1]], [2**53 - 2], 0.0),
+    ([0.0], [[50]], [50], -(2.0**40)),
+    ([2.0**50], [[100]], [100], 0.0),
+    ([0.0], [[2**52]], [0], 0.0),
+    ([0.0], [[100] * 5000], [0] * 5000, 0.0),
+]
+"""Times by now, end offsets, those before, the time before."""
+
+
+@pytest.mark.parametrize("absurd", ABSURD)
+def test_a_record_with_absurd_numbers_is_no_part_of_recent_traffic(absurd: Any) -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 100, done=lambda: 0)
+    context = PipelineContext(one_stage(), kafka, Settings())
+
+    async def story() -> None:
+        await asyncio.sleep(100.0)
+        now_ms = time.time() * 1e3
+        times_ms, ends, previous, before_ms = absurd
+        ticks = ArrivalTicks([now_ms - 5e3, now_ms - 1e3], [[50], [100]], [0], now_ms - 10e3)
+        no_ticks = ArrivalTicks([now_ms + at for at in times_ms], ends, previous, max(0.0, now_ms + before_ms))
+        for record in (no_ticks, ticks):
+            kafka.append(NAMES.arrivals, encode(record), b"posts")
+        times = await recover_arrivals(context, kafka, {context.source: 1}, LogGrowth())
+        assert times.size == 100
+        assert times.max() - times.min() == pytest.approx(9.0, abs=0.5)
+
+    run(story())
+
+
 def test_a_partition_that_is_added_while_kafka_is_away_has_its_arrivals_counted() -> None:
     kafka: Any = MemoryKafka("posts", 1, arrived=lambda: len(kafka.topics["posts"]), done=lambda: 0)
     view = House().view

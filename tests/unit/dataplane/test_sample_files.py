@@ -3,6 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
+from inferline_stream.dataplane import sample_files
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.errors import InvalidFile
 
@@ -52,3 +53,11 @@ def test_a_truncated_gzip_of_arrivals_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InvalidFile, match=r"nowhere\.csv: cannot be read"):
         read_arrivals(tmp_path / "nowhere.csv")
+
+
+def test_a_file_that_ends_nowhere_or_unpacks_to_more_than_there_is_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_files, "free_memory_bytes", lambda: 1_000_000)
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"\n" * 64_000_000))
+    for file in (tmp_path / "bomb.csv.gz", "/dev/zero"):
+        with pytest.raises(InvalidFile, match=r"holds more than the 0\.0 GB of memory that are free"):
+            read_arrivals(file)

@@ -118,6 +118,7 @@ async def test_it_renews_tokens_that_end_for_as_long_as_it_lives(monkeypatch) ->
         (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "HTTP status 401"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "KeyError"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n[17]", "TypeError"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n" + b"[" * 4000, "RecursionError"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{", "ClientPayloadError"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n{", "ClientResponseError"),
         (b"HTTP/1.1\r\n\r\n", "ClientResponseError"),
@@ -174,6 +175,11 @@ async def test_a_process_whose_starter_gives_no_tokens_gets_none(monkeypatch, tm
         ("print('secret')", "prints no token: JSONDecodeError"),
         ("print('{}')", "prints no token: KeyError"),
         ("print('x' * 40_000)", "prints 40001 bytes"),
+        ("""print('{"access_token": "secret", "expires_in": NaN}')""", "prints no token: ValueError"),
+        ("""print('{"access_token": "secret", "expires_in": 1e999}')""", "prints no token: ValueError"),
+        ("""print('{"access_token": "secret", "expires_in": 1%s}' % ("0" * 400))""", "prints no token: OverflowError"),
+        ("""print('{"access_token": null}')""", "prints no token: ValueError"),
+        ('print(chr(123) + \'"access_token": "secret\\\\ud800"\' + chr(125))', "prints no token: ValueError"),
     ],
 )
 async def test_a_program_that_gives_no_token_is_named_without_what_it_prints(tmp_path, code: str, why: str) -> None:

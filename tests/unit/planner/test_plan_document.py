@@ -62,8 +62,9 @@ def test_a_document_of_another_kind_is_refused_with_the_file_s_name(change, mess
 
 
 def test_bytes_that_are_no_json_are_refused():
-    with pytest.raises(InvalidFile, match=r"p\.json: is no plan"):
-        plan_from_bytes(b"cost: 3", "p.json")
+    for data in (b"cost: 3", b"", b'{"version": 2, "plan": ' + b"[" * 100_000):
+        with pytest.raises(InvalidFile, match=r"p\.json: is no plan"):
+            plan_from_bytes(data, "p.json")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,9 @@ def test_bytes_that_are_no_json_are_refused():
         ("allocations", {"parse": (Allocation("a", 1, 1, 0.01), Allocation("b", 1, 1))}, "has the holds 0us, 10ms"),
         ("utilization", {"parse": 0.7}, "utilization lacks stage score"),
         ("envelope", ((0.2, 3), (0.1, 2)), "must ascend"),
+        ("envelope", ((0.0, 3),), "windows must ascend, above 0 s"),
+        ("envelope", ((1e9, 3),), "windows must ascend, above 0 s and up to 60 s"),
+        ("envelope", ((1.0, 10**39),), "counts must be 0 to"),
         ("slo_s", -1.0, "must be above 0"),
         ("reserve", -0.5, r"reserve -0\.5 must be 0 to 1e\+10"),
         ("arrival_rate", 1e300, r"arrival_rate 1e\+300 must be 0 to"),

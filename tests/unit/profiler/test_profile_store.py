@@ -271,12 +271,30 @@ def test_everything_or_single_stages_can_be_measured_again(folder: Path) -> None
     assert [stage.name for stage, _ in only] == ["b"]
 
 
-@pytest.mark.parametrize("text", ["", "{", f'{{"version": {VERSION}}}', '{"version": "one"}'])
+@pytest.mark.parametrize("text", ["", "{", f'{{"version": {VERSION}}}', '{"version": "one"}', '{"a": ' + "[" * 100_000])
 def test_a_damaged_file_is_reported_by_name(folder: Path, text: str) -> None:
     kept = saved(folder)
     file = kept.save(Profile("a", "cpu-1", TIMES, 0.5))
     file.write_text(text)
     with pytest.raises(InvalidFile, match=r"cpu-1\.json: cannot be read as a profile"):
+        kept.load()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"paths": {"masks": [1, 2], "weights": [0.5, 0.5]}}, "path 10 takes an arrow out of a stage"),
+        ({"paths": {"masks": [-1], "weights": [1.0]}}, "path -1 takes an arrow out of a stage"),
+        ({"hop_spread_s": {"embedded": [0.1, 0.0]}}, "of a hop must ascend"),
+    ],
+)
+def test_paths_that_no_event_takes_are_reported_by_their_file(
+    folder: Path, change: dict[str, object], why: str
+) -> None:
+    kept = saved(folder)
+    file = next(folder.rglob("paths.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InvalidFile, match=rf"paths\.json: .*{why}"):
         kept.load()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import replace
@@ -157,7 +158,7 @@ def test_the_newest_finished_run_is_found_by_its_time(tmp_path: Path) -> None:
     assert finished_runs(tmp_path, "posts")[0].name == "20270115T080000.500Z"
 
 
-@pytest.mark.parametrize("document", ["", "{", '{"version": 7}', '{"version": 1}'])
+@pytest.mark.parametrize("document", ["", "{", '{"version": 7}', '{"version": 1}', '{"more": ' + "[" * 100_000])
 def test_a_document_that_is_none_is_named(tmp_path: Path, document: str) -> None:
     (tmp_path / "run.json").write_text(document)
     with pytest.raises(InvalidFile, match=r"run\.json: (is no record of a run|version 7)"):
@@ -168,6 +169,56 @@ def test_damaged_arrays_are_named(tmp_path: Path) -> None:
     (tmp_path / "events.npz").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(InvalidFile, match=r"events\.npz: holds no events of a run"):
         read_events(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"plans": []}, "it has 0 plans"),
+        ({"started_s": -1.0}, "-1 is no time"),
+        ({"objective": 2.0}, "an objective of 2.0"),
+        ({"paths": {"masks": [8], "weights": [1.0]}}, "path 1000 takes an arrow out of a stage"),
+        ({"profiles": []}, "of stage 'read' was not profiled"),
+        ({"hardware": []}, "hardware 'cpu' of stage 'read' has no price"),
+    ],
+)
+def test_a_record_whose_parts_do_not_fit_together_is_named(tmp_path: Path, change: dict[str, object], why: str) -> None:
+    write_record(tmp_path / "run", RECORD, EventTimes.of(ledger_of_two(), None))
+    (tmp_path / "run" / "run.json").write_bytes(msgspec.json.encode(msgspec.to_builtins(RECORD) | change))
+    with pytest.raises(InvalidFile, match=rf"run\.json: is no record of a run \(.*{why}"):
+        read_record(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"arrivals_s": np.array([2.0, 1.0])},
+        {"arrivals_s": np.array([np.nan])},
+        {"arrivals_s": np.array([[1.0]])},
+        {"arrivals_s": np.array(["a"])},
+        {"latency_s": np.array([1.0])},
+        {"source_of": np.array([0, 1], np.uint8)},
+        {"began_s": np.array([])},
+        {"began_s": np.array(1e300)},
+        {"entries_s": np.array([None], object)},
+    ],
+)
+def test_arrays_that_are_no_events_of_a_run_are_named(tmp_path: Path, wrong: dict[str, np.ndarray]) -> None:
+    whole = EventTimes(*(np.array([0.0, 1.0, 2.0]) for _ in range(3)), np.empty(0), 5.0)
+    with (tmp_path / "events.npz").open("wb") as file:
+        np.savez(file, **{name: getattr(whole, name) for name in EventTimes.__slots__} | wrong)
+    with pytest.raises(InvalidFile, match=r"events\.npz: holds no events of a run"):
+        read_events(tmp_path)
+
+
+def test_an_archive_with_flipped_bytes_is_named(tmp_path: Path) -> None:
+    write_record(tmp_path / "run", RECORD, EventTimes.of(ledger_of_two(), None))
+    file = tmp_path / "run" / "events.npz"
+    data = file.read_bytes()
+    for at in range(len(data)):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        with contextlib.suppress(InvalidFile):
+            read_events(tmp_path / "run")
 
 
 def test_one_wrong_time_does_not_make_the_run_a_moment_at_the_end_of_decades() -> None:
