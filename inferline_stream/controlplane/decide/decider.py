@@ -38,7 +38,7 @@ from inferline_stream.tuner.calendar import Calendar
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.group_replan import begun, taken_over
-from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
 from inferline_stream.tuner.spot_losses import AWAY_S
 from inferline_stream.tuner.staffing_table import Staffing
@@ -187,6 +187,7 @@ class Decider:
         self.overrides = self.found.overrides if self.found.wanted is not None else self.found.overrides.without_code()
         policy = self.run.policy
         self.memory = PolicyMemory(policy, self.view, copied(self.fleet.wanted), self.run.policy_state)
+        self.view.asleep = self.memory.state.sleeping
         sample = self.run.sample if policy is POLICIES["default"] else None  # others decide by no table
         self.tables = BackgroundTables(self.view, self.memory.staff, sample)
         self.book = DecisionLog(self.view.context.names.decisions, self.found.number)
@@ -360,13 +361,24 @@ class Decider:
 
     def _seen(self, loop_s: float, now_s: float) -> Observation:
         """What the policy sees, with the replicas that there are places for."""
-        # No replica is added to cores that are not there.
-        carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if self._crowded else self.run.cores)
+        limits = self.overrides.limits(now_s)
+        # No replica is added to cores that are not there, but those without which events would wait for good.
+        held = {**self.fleet.wanted, **self._awaited(limits)}
+        carried = stock_of_cores(held, self.view.catalogue, 0.0 if self._crowded else self.run.cores)
         carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
-        seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        seen = self.view.observation(loop_s, self.fleet.wanted, limits, stock)
         away_until_s = {kind: loop_s + until_s - now_s for kind, until_s in self._away_until_s(now_s).items()}
         return replace(seen, calendar=self.ahead.calendar(now_s, self.memory.state.basis), away_until_s=away_until_s)
+
+    def _awaited(self, limits: Mapping[str, Limits]) -> dict[str, dict[str, int]]:
+        """The plan's replicas of stages that have none, and may have some, while events wait at them."""
+        wanted, plan = self.fleet.wanted, self.view.plan
+        return {
+            stage: {a.hardware: a.replicas for a in plan.allocations[stage]}
+            for stage, history in self.view.offsets.items()
+            if not any(wanted[stage].values()) and any(history.lags()) and limits.get(stage, Limits()).maximum != 0
+        }
 
     def _away_until_s(self, now_s: float) -> dict[str, float]:
         """By spot kind with a notice, when it may be asked for again, in seconds since the epoch."""
@@ -421,8 +433,7 @@ class Decider:
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
-        asleep = bool(self.memory.state.sleeping)  # a plan for what is not there would start its replicas
-        if self.held or self.paused or asleep or proposal.reason is None or self._crowded:
+        if self.held or self.paused or proposal.reason is None or self._crowded:
             self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
             return
         replicas = copied(self.fleet.wanted)

@@ -249,6 +249,21 @@ async def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies(wor
     await world.until(lambda: world.wanted == 9, 2.0)
 
 
+@in_world(steady(10.0))
+async def test_a_stage_without_a_replica_gets_those_of_its_plan_for_events_that_wait_whoever_takes_the_cores(
+    world: World,
+) -> None:
+    await asyncio.sleep(10.0)
+    world.view.core_use.crowded = "others take the cores"
+    world.say(Override("scale", "a", 0, until_s=EPOCH_S + 20.0, who="anna"))
+    await world.until(lambda: world.wanted == 0, 2.0)
+    await asyncio.sleep(EPOCH_S + 19.0 - time.time())
+    assert world.wanted == 0
+    done = world.done
+    await world.until(lambda: world.done > done, START_UP_S + 3.0)
+    assert world.wanted == 2, "no more than those: the cores are not there"
+
+
 @in_world(steady(10.0), replans=True, sample=Trace(np.arange(600) / 10))
 async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied(
     world: World, monkeypatch: pytest.MonkeyPatch
