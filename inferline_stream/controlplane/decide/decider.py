@@ -246,16 +246,17 @@ class Decider:
         return self.view.start_ups.next_s(stage, kind) or (profile.start_up_s if profile else 0.0)
 
     def _warn_of_none(self, override: Override) -> None:
-        """A stage without a replica misses the SLO by the time that its first one takes to start."""
-        fewest = override.minimum if override.kind == "limits" else override.value
-        plan = self.view.plan
-        if fewest != 0 or override.subject not in plan.allocations:
+        """A stage held at none serves nothing; one that may have none is late by the time that its first one takes."""
+        stage, plan = override.subject, self.view.plan
+        if override.kind == "scale" and override.value == 0:
+            logger.warning("stage %r is held at no replica: its events wait until `resume` or its time is over", stage)
+        if override.kind == "scale" or override.minimum != 0 or stage not in plan.allocations:
             return
-        start_up_s = min(self._start_up_s(override.subject, a.hardware) for a in plan.allocations[override.subject])
+        start_up_s = min(self._start_up_s(stage, a.hardware) for a in plan.allocations[stage])
         if start_up_s > plan.slo_s:
             logger.warning(
                 "stage %r may have no replica: an event then waits %.1f s for one to start, the SLO is %g s",
-                override.subject, start_up_s, plan.slo_s,
+                stage, start_up_s, plan.slo_s,
             )  # fmt: skip
 
     def follow_people(self) -> None:
