@@ -374,11 +374,11 @@ class Decider:
 
     def _awaited(self, limits: Mapping[str, Limits]) -> dict[str, dict[str, int]]:
         """The plan's replicas of stages that have none, and may have some, while events wait at them."""
-        wanted, plan = self.fleet.wanted, self.view.plan
+        plan = self.view.plan
         return {
             stage: {a.hardware: a.replicas for a in plan.allocations[stage]}
-            for stage, history in self.view.offsets.items()
-            if not any(wanted[stage].values()) and any(history.lags()) and limits.get(stage, Limits()).maximum != 0
+            for stage in self.resting
+            if any(self.view.offsets[stage].lags()) and limits.get(stage, Limits()).maximum != 0
         }
 
     def _away_until_s(self, now_s: float) -> dict[str, float]:
@@ -405,6 +405,11 @@ class Decider:
             self.memory.again(copied(self.fleet.wanted))
 
     @property
+    def resting(self) -> frozenset[str]:
+        """Stages of which no replica is wanted: they sleep, or people hold them at none."""
+        return frozenset(stage for stage, kinds in self.fleet.wanted.items() if not any(kinds.values()))
+
+    @property
     def paused(self) -> bool:
         """Whether people hold decisions."""
         return self.overrides.paused(time.time())
@@ -416,7 +421,7 @@ class Decider:
             self._decides_from_s = now_s + self.view.context.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
-            if self.view.growth.newest_s is None or seen | self.memory.state.sleeping < self.view.offsets.keys():
+            if self.view.growth.newest_s is None or seen | self.resting < self.view.offsets.keys():
                 return False
             self._decides_from_s = now_s
         return True

@@ -17,6 +17,7 @@ from inferline_stream.controlplane.records.control_records import (
     CALENDAR_KEY,
     CalendarRecord,
     Override,
+    Overrides,
     decode_stored,
 )
 from inferline_stream.dataplane.reports import PoolReport, encode_report
@@ -405,6 +406,11 @@ async def test_a_scheduled_reserve_is_held_in_its_hours_and_the_hours_ahead_are_
     calendar = decode_stored(CALENDAR_KEY, newest.value)
     assert isinstance(calendar, CalendarRecord)
     assert next(hour.replicas["a"] for hour in calendar.hours if window in hour.words) >= 6
+
+
+@in_world(steady(10.0), lambda: Overrides({"scale/a": Override("scale", "a", 0, until_s=EPOCH_S + 10.0)}), held=0)
+async def test_a_controller_that_finds_a_stage_held_at_none_waits_for_no_replica_of_it(world: World) -> None:
+    await world.until(lambda: world.done > 0, 10.0 + START_UP_S + 3.0)
 
 
 def test_a_controller_that_takes_over_takes_no_replica_s_age_for_the_time_that_it_took_to_start() -> None:
