@@ -251,7 +251,7 @@ async def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies(wor
 
 
 @in_world(steady(10.0))
-async def test_a_stage_without_a_replica_gets_those_of_its_plan_for_events_that_wait_whoever_takes_the_cores(
+async def test_a_stage_without_a_replica_gets_those_of_its_plan_for_events_that_wait_though_others_take_the_cores(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     await asyncio.sleep(10.0)
