@@ -6,7 +6,7 @@ InferlineError
 │   ├── InvalidTopology       the topology
 │   └── InvalidFile           another file: sample, trace, profile, plan, record of a run
 ├── Infeasible             4  no plan meets the SLO; carries the smallest that would be met
-├── Unreachable            5  Kafka, a metrics source or, to the profiler, a model server does not answer
+├── Unreachable            5  Kafka, a pipeline's controller, a metrics source or a model server does not answer
 │   └── Unsettled             a transaction could not be ended (kafka.writer)
 ├── GateFailed             6  a gate did not hold: a run's SLO, or a plan's budget
 ├── StageFailed            1  a stage raised or broke its contract on a batch
@@ -69,7 +69,7 @@ class Infeasible(InferlineError):
 
 
 class Unreachable(InferlineError):
-    """Kafka, a metrics source or, to the profiler, a model server does not answer in time."""
+    """Kafka, a pipeline's controller, a metrics source or, to the profiler, a model server does not answer."""
 
     exit_code = 5
 

@@ -324,7 +324,8 @@ class LocalActuator:
         name = gone.replica if isinstance(gone, ReplicaExit) else gone.dispatcher
         if isinstance(gone, DispatcherExit):
             self._incarnations[name] = gone.incarnation + 1
-        logger.log(logging.INFO if gone.expected else logging.WARNING, "%s ended: %s", name, gone.reason)
+        if gone.expected:  # who takes the others from the queue says why they ended, and what follows
+            logger.info("%s ended: %s", name, gone.reason)
         self._exits.put_nowait(gone)
 
     def _report_all_lost(self) -> None:

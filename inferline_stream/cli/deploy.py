@@ -24,7 +24,7 @@ from inferline_stream.cli.options import (
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.scale import as_fields, who
 from inferline_stream.controlplane.records.control_records import CodeVersion, Override
-from inferline_stream.errors import InferlineError, InvalidTopology, UsageError
+from inferline_stream.errors import InferlineError, InvalidTopology, Unreachable, UsageError
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
@@ -105,27 +105,29 @@ def _newer_code(topology: Path, running: Running, output: Output) -> None:
     from inferline_stream.controlplane.observe.recovery import look_up
     from inferline_stream.controlplane.records.record_writers import write_overrides
 
-    pipeline, servers = pipeline_of(topology), running.bootstrap_servers
+    pipeline, file, servers = pipeline_of(topology), str(topology_file(topology)), running.bootstrap_servers
     names = Names(pipeline.name, running.prefix)
     kinds = catalogue(pipeline.hardware)
     on_gpus = sorted(stage.name for stage in pipeline.stages if any(kinds[name].gpus for name in stage.hardware))
     if on_gpus and output == "table":
         print(f"Where no GPU is spare, a replica of {', '.join(on_gpus)} stops before the new one starts.")
 
-    async def order() -> Override:
+    async def order() -> tuple[Override, str]:
         found = await look_up(servers, names)
         await _check(running, names, pipeline, found, UsageError)
-        in_place = found.overrides.by_key.get("code")
-        override = Override("code", value=time.time(), who=who(), code=None if in_place is None else in_place.code)
+        began_with = "" if found.plan is None else found.plan.topology
+        code = None if file == began_with else found.overrides.code(began_with)
+        override = Override("code", value=time.time(), who=who(), code=code)
         await write_overrides(servers, names, [(override.key, override)])
-        return override
+        return override, began_with if code is None else code.topology or code.image
 
-    override = asyncio.run(order())
+    override, loads = asyncio.run(order())
     if output == "json":
         print_json({"pipeline": pipeline.name, "overrides": [as_fields(override.key, override)]})
         return
     print(
-        f"{pipeline.name}: every replica is replaced, one after another; the new one is READY before the old one leaves"
+        f"{pipeline.name}: every replica is replaced by one of {loads} as it is now, one after another; the new one is "
+        "READY before the old one leaves"
     )
 
 
@@ -145,7 +147,9 @@ def _canary(topology: Path, running: Running, trial: CanaryOptions, image: str, 
         found = await look_up(servers, names)
         await _check(running, names, pipeline, found, InvalidTopology)
         runs = "" if found.plan is None else found.plan.topology
-        if not image and file in (runs, getattr(found.overrides.code(runs), "topology", None)):
+        if (code_in_place := found.overrides.code(runs)) is not None:
+            runs = code_in_place.topology
+        if not image and file == runs:
             raise InvalidTopology(
                 f"{file} is what the pipeline runs: each replica that starts would load the version to try out. Leave "
                 "it as it is, put the new version into a folder of its own, and give that"
@@ -169,12 +173,14 @@ async def _check(
     """Refuse code that the running pipeline cannot take, with this error.
 
     Raises:
-        UsageError: no controller leads.
+        Unreachable: no controller leads.
     """
     from inferline_stream.controlplane.leadership import leads
 
     if not await leads(running.bootstrap_servers, names):
-        raise UsageError(f"no run leads {pipeline.name!r} there: start one with `inferline-stream run`")
+        raise Unreachable(
+            f"no controller leads {pipeline.name!r} there: start one with `inferline-stream run`, and try again"
+        )
     if found.plan is not None and found.plan.structure is not None:
         reasons = incompatibilities(found.plan.structure, structure_of(pipeline))
         if reasons:

@@ -102,6 +102,9 @@ def scale(
     signed += notices
     signed += [msgspec.structs.replace(override, who=who()) for override in windows]
     send(pipeline, running, [(override.key, override) for override in signed], output)
+    if replicas == 0 and output == "table":
+        ends = f"`inferline-stream resume {topology} {stage}`" + ("" if lasting is None else f", or {lasting} are over")
+        print(f"{pipeline.name}: {stage} has no replica then, and its events wait, until {ends}")
 
 
 def _refuse_for_groups(pipeline: Pipeline, given: Mapping[str, object]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Collection
@@ -88,6 +89,8 @@ class Controller:
     canary: CanaryKeeper = field(init=False)
     ticks: ArrivalLog = field(init=False)
     """At its end with what the arrivals topic lacks, because the next sample would have brought it there."""
+    _began_s: float = math.inf
+    """When this term began, on the event loop's clock."""
     _started: set[str] = field(default_factory=set)
     """Replicas whose start-up time is known."""
     _troubles: dict[str, str] = field(default_factory=dict)
@@ -123,6 +126,7 @@ class Controller:
             LeadershipLost: another controller leads now.
         """
         context, settings = self.view.context, self.view.context.settings
+        self._began_s = asyncio.get_running_loop().time()
         self.decider.follow_people()
         await self._heartbeat()
         await self.fleet.reconcile()
@@ -195,8 +199,9 @@ class Controller:
         for replica in report.replicas:
             if replica.phase == "ready" and replica.replica not in self._started:
                 self._started.add(replica.replica)
-                asked_s = self.fleet.started_s.get(replica.replica)
-                start_up_s = replica.start_up_s if asked_s is None else now_s - asked_s
+                asked_s = self.fleet.started_s.get(replica.replica, -math.inf)
+                # When one became ready that an earlier controller asked for is not known here.
+                start_up_s = replica.start_up_s if asked_s < self._began_s else now_s - asked_s
                 way = self.fleet.ways.get(replica.replica, "")
                 self.view.start_ups.started(report.stage, replica.hardware, start_up_s, way)
                 self.fleet.changed()

@@ -94,9 +94,9 @@ class LiveRun:
 
     def _all_ready(self) -> bool:
         state, pending = self.controller.state, self.controller.fleet.pending
-        asleep = self.controller.decider.memory.state.sleeping
+        resting = self.controller.decider.resting
         return state is not None and all(
-            (stage.name in asleep or any(kind.ready for kind in stage.replicas))
+            (stage.name in resting or any(kind.ready for kind in stage.replicas))
             and all(kind.ready + pending[stage.name, kind.hardware] >= kind.wanted for kind in stage.replicas)
             for stage in state.stages
         )

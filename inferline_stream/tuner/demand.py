@@ -324,9 +324,9 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
 
 
 def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:
-    """Partitions that stand still although their stage works: others move on, or its replicas are not busy."""
+    """Partitions that stand still although their stage works: others move on, or its ready replicas are not busy."""
     idle = [p for p, since_s in enumerate(there.partition_idle_s) if since_s > stuck_s and there.partition_lags[p] > 0]
-    if not idle:
+    if not idle or not any(own.ready for own in there.supply.values()):
         return ()
     moving = any(since_s <= stuck_s for since_s in there.partition_idle_s)
     unused = there.utilization is not None and there.utilization < BUSY

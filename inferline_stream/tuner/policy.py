@@ -138,8 +138,8 @@ def _raised(
             wanted[stage.name] = none = dict.fromkeys(before, 0)
             left = _less(left, before, none)
             continue
-        least = _ANY if stage.name in sleeping else 0.0  # one that wakes gets a replica, whatever comes
-        supply_needed, most = max(demand.needed, least), limits.maximum
+        any_ = _ANY if stage.name in sleeping else 0.0  # one that wakes gets a replica, whatever comes
+        supply_needed, most = max(demand.needed, any_), limits.maximum
         bounded = stage.name in dealt and (most is None or dealt[stage.name] < most)
         bound = max(dealt[stage.name], 1) if bounded else most
         fit = more(stage, before, demand.throughputs, supply_needed, stock=left, maximum=bound)
@@ -153,6 +153,10 @@ def _raised(
             now = within(stage, now, demand.throughputs, minimum=fewest, maximum=most, stock=still)
             if now != fit.replicas:
                 limited.append(stage.name)
+            least, total = fewest if most is None else min(fewest, most), sum(now.values())
+            if total < least and fit.short is None:
+                lacking = f"is to have {count_of(least, 'replica')}, and there is stock for {total}"
+                short.append(Doubt(Reason.STOCK_EXHAUSTED, stage.name, f"stage {stage.name!r} {lacking}"))
         left = _less(left, before, now)
         wanted[stage.name] = now
         if fit.short is not None and not (fit.short is Reason.SERVER_LIMIT and demand.reason is Reason.INSURANCE):

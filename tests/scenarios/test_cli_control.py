@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from inferline_stream.controlplane.loop_steps import until
+from inferline_stream.controlplane.records.control_records import CodeVersion, Override
+from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
@@ -107,11 +110,28 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
             return set(controller.decider.overrides.by_key) == {"code"}
 
         assert await until(taken_back, 60.0)
+        code, said = await verb(run, "scale", "parse", "0", "--for", "1ms")
+        assert code == 0
+        assert "parse has no replica then, and its events wait, until `inferline-stream resume" in said
+
+        own = str(run.topology.resolve())
+        promoted = Override("code", value=time.time(), code=CodeVersion("ab12", str(beside), replaces=own))
+        await write_overrides(run.bootstrap_servers, controller.view.context.names, [(promoted.key, promoted)])
+        for topology, loads in ((beside, str(beside)), (run.topology, own)):
+            code, said = await verb(run, "deploy", topology=topology)
+            assert (code, f"one of {loads} as it is now" in said.replace("\n", " ")) == (0, True), said
+            code, said = await verb(run, "deploy", "--canary", "10%", topology=topology)
+            assert (code, "is what the pipeline runs" in said) == (3, True), said
+
+        async def own_again() -> bool:
+            return controller.versions.running is None
+
+        assert await until(own_again, 60.0)
         await under_way.fed(asyncio.Event())
         report = await under_way.report(await under_way.drain())
     assert (report.lost, report.duplicated) == (0, 0)
     code, said = await verb(run, "deploy")
-    assert (code, "no run leads" in said) == (2, True)
+    assert (code, "no controller leads" in said) == (5, True)
 
 
 async def test_what_cannot_be_set_is_said_with_the_remedy(swing, embedded_broker: KafkaServer) -> None:

@@ -65,12 +65,15 @@ class CanaryKeeper:
     _begun: bool = False
     _deaths: Counter[str] = field(default_factory=Counter)
     """By version, replicas that ended by themselves."""
+    _last_death: str = ""
+    """Why the last of any did."""
 
     def ended(self, exit_: ReplicaExit) -> None:
         """A replica's process is gone."""
         version = version_on(exit_.hardware)
         if version and not exit_.expected:
             self._deaths[version] += 1
+            self._last_death = exit_.reason
 
     async def step(self) -> None:
         """Look at the version, and act on what is known of it."""
@@ -103,6 +106,7 @@ class CanaryKeeper:
             {stage: judged(self.view.reports, stage, trial.canary_share, self.tolerance) for stage in stages},
             held=self.decider.paused,
             deaths=self._deaths[code.name],
+            last_death=self._last_death,
             replicas=max(1, replicas),
             why_over=self._why_over(code),
         )

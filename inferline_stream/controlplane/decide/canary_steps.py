@@ -29,6 +29,7 @@ class Trial:
         judgements: by stage.
         held: whether people hold decisions.
         deaths: replicas of it that ended by themselves.
+        last_death: why the last of them did, in words.
         replicas: that it has.
         why_over: why it is given up whatever its figures are; empty for no reason.
     """
@@ -38,6 +39,7 @@ class Trial:
     judgements: Mapping[str, Judgement]
     held: bool = False
     deaths: int = 0
+    last_death: str = ""
     replicas: int = 1
     why_over: str = ""
 
@@ -69,7 +71,7 @@ def next_move(trial: Trial) -> Move:
     if worse:
         return Move("roll_back", detail=f"worse: {_words(worse)}")
     if trial.deaths > MOST_DEATHS + trial.replicas:
-        return Move("roll_back", detail=f"{trial.deaths} of its replicas ended by themselves")
+        return Move("roll_back", detail=f"{trial.deaths} of its replicas ended by themselves: {trial.last_death}")
     if trial.left_s <= 0:
         return Move("roll_back", detail=f"not decided in time: {_words(trial.judgements)}")
     passed = trial.judgements and all(judged.verdict == "alike" for judged in trial.judgements.values())

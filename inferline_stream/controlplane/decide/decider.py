@@ -38,7 +38,7 @@ from inferline_stream.tuner.calendar import Calendar
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.group_replan import begun, taken_over
-from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
 from inferline_stream.tuner.spot_losses import AWAY_S
 from inferline_stream.tuner.staffing_table import Staffing
@@ -187,6 +187,7 @@ class Decider:
         self.overrides = self.found.overrides if self.found.wanted is not None else self.found.overrides.without_code()
         policy = self.run.policy
         self.memory = PolicyMemory(policy, self.view, copied(self.fleet.wanted), self.run.policy_state)
+        self.view.asleep = self.memory.state.sleeping
         sample = self.run.sample if policy is POLICIES["default"] else None  # others decide by no table
         self.tables = BackgroundTables(self.view, self.memory.staff, sample)
         self.book = DecisionLog(self.view.context.names.decisions, self.found.number)
@@ -245,16 +246,17 @@ class Decider:
         return self.view.start_ups.next_s(stage, kind) or (profile.start_up_s if profile else 0.0)
 
     def _warn_of_none(self, override: Override) -> None:
-        """A stage without a replica misses the SLO by the time that its first one takes to start."""
-        fewest = override.minimum if override.kind == "limits" else override.value
-        plan = self.view.plan
-        if fewest != 0 or override.subject not in plan.allocations:
+        """A stage held at none serves nothing; one that may have none is late by the time that its first one takes."""
+        stage, plan = override.subject, self.view.plan
+        if override.kind == "scale" and override.value == 0:
+            logger.warning("stage %r is held at no replica: its events wait until `resume` or its time is over", stage)
+        if override.kind == "scale" or override.minimum != 0 or stage not in plan.allocations:
             return
-        start_up_s = min(self._start_up_s(override.subject, a.hardware) for a in plan.allocations[override.subject])
+        start_up_s = min(self._start_up_s(stage, a.hardware) for a in plan.allocations[stage])
         if start_up_s > plan.slo_s:
             logger.warning(
                 "stage %r may have no replica: an event then waits %.1f s for one to start, the SLO is %g s",
-                override.subject, start_up_s, plan.slo_s,
+                stage, start_up_s, plan.slo_s,
             )  # fmt: skip
 
     def follow_people(self) -> None:
@@ -360,13 +362,24 @@ class Decider:
 
     def _seen(self, loop_s: float, now_s: float) -> Observation:
         """What the policy sees, with the replicas that there are places for."""
-        # No replica is added to cores that are not there.
-        carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if self._crowded else self.run.cores)
+        limits = self.overrides.limits(now_s)
+        # No replica is added to cores that are not there, but those without which events would wait for good.
+        held = {**self.fleet.wanted, **self._awaited(limits)}
+        carried = stock_of_cores(held, self.view.catalogue, 0.0 if self._crowded else self.run.cores)
         carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
-        seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        seen = self.view.observation(loop_s, self.fleet.wanted, limits, stock)
         away_until_s = {kind: loop_s + until_s - now_s for kind, until_s in self._away_until_s(now_s).items()}
         return replace(seen, calendar=self.ahead.calendar(now_s, self.memory.state.basis), away_until_s=away_until_s)
+
+    def _awaited(self, limits: Mapping[str, Limits]) -> dict[str, dict[str, int]]:
+        """The plan's replicas of stages that have none, and may have some, while events wait at them."""
+        plan = self.view.plan
+        return {
+            stage: {a.hardware: a.replicas for a in plan.allocations[stage]}
+            for stage in self.resting
+            if any(self.view.offsets[stage].lags()) and limits.get(stage, Limits()).maximum != 0
+        }
 
     def _away_until_s(self, now_s: float) -> dict[str, float]:
         """By spot kind with a notice, when it may be asked for again, in seconds since the epoch."""
@@ -392,6 +405,11 @@ class Decider:
             self.memory.again(copied(self.fleet.wanted))
 
     @property
+    def resting(self) -> frozenset[str]:
+        """Stages of which no replica is wanted: they sleep, or people hold them at none."""
+        return frozenset(stage for stage, kinds in self.fleet.wanted.items() if not any(kinds.values()))
+
+    @property
     def paused(self) -> bool:
         """Whether people hold decisions."""
         return self.overrides.paused(time.time())
@@ -403,7 +421,7 @@ class Decider:
             self._decides_from_s = now_s + self.view.context.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
-            if self.view.growth.newest_s is None or seen | self.memory.state.sleeping < self.view.offsets.keys():
+            if self.view.growth.newest_s is None or seen | self.resting < self.view.offsets.keys():
                 return False
             self._decides_from_s = now_s
         return True
@@ -421,8 +439,7 @@ class Decider:
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
-        asleep = bool(self.memory.state.sleeping)  # a plan for what is not there would start its replicas
-        if self.held or self.paused or asleep or proposal.reason is None or self._crowded:
+        if self.held or self.paused or proposal.reason is None or self._crowded:
             self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
             return
         replicas = copied(self.fleet.wanted)

@@ -204,8 +204,9 @@ def _measures(evidence: Evidence, tolerance: Tolerance, alpha: float) -> list[Me
         share = counts.disagreed / counts.compared if counts.compared else None
         found.append(Measured("other results", share, low, high, tolerance.disagreed, counts.compared))
     if evidence.memory_bytes and evidence.main_memory_bytes:
-        grown = (evidence.memory_bytes - _MEMORY_SLACK_BYTES) / evidence.main_memory_bytes - 1
-        found.append(Measured("more memory", grown, grown, grown, tolerance.memory, 1))
+        grown = evidence.memory_bytes / evidence.main_memory_bytes - 1
+        most = tolerance.memory + _MEMORY_SLACK_BYTES / evidence.main_memory_bytes
+        found.append(Measured("more memory", grown, grown, grown, most, 1))
     return found
 
 

@@ -338,14 +338,15 @@ def _root_ended(record: Record) -> bytes:
 
 
 async def ledger_begin(offsets: Offsets, context: PipelineContext) -> LedgerBegin:
-    """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
+    """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends.
+
+    The dispatchers of a silent leader go on meanwhile. So it is asked first where the results end: what is not finished
+    after that had not come out by then.
+    """
+    topics = (*context.sinks.values(), context.names.completed)
+    ends = await offsets.ends({topic: await offsets.partitions(topic) for topic in topics})
     first = {of: await _committed(offsets, context, of) for of in ("", *context.others)}
-    topics = {
-        **{_source(context, of): len(first[of]) for of in ("", *context.live)},
-        **{sink: await offsets.partitions(sink) for sink in context.sinks.values()},
-        context.names.completed: await offsets.partitions(context.names.completed),
-    }
-    ends = await offsets.ends(topics)
+    ends |= await offsets.ends({_source(context, of): len(first[of]) for of in ("", *context.live)})
     every = [each for of_class in first.values() for each in of_class]
     began = tuple(each.offset for each in every)
     return LedgerBegin(

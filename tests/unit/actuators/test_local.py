@@ -146,12 +146,15 @@ async def test_a_failing_replica_is_explained_by_its_last_words(tmp_path: Path) 
     assert gone.tail.startswith("Traceback (most recent call last):")
 
 
-async def test_what_a_dying_replica_prints_without_end_does_not_fill_a_message(tmp_path: Path) -> None:
+async def test_what_a_dying_replica_prints_without_end_does_not_fill_a_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with doubles(tmp_path, "loud") as local:
         await local.scale("loud", "kind", 1)
         gone = await next_exit(local)
     assert len(gone.reason) < 800
     assert len(gone.tail) < 8000
+    assert caplog.messages == [], "who takes the exit reports it"
 
 
 async def test_a_run_begins_with_a_warning_where_a_declared_limit_of_memory_does_not_hold_for_shared_mappings(

@@ -94,7 +94,7 @@ def held(world: World) -> None:
     ("what", "why"),
     [
         (fails, "worse: stage a: events on which it alone fails 2."),
-        (ends_again_and_again, "of its replicas ended by themselves"),
+        (ends_again_and_again, "of its replicas ended by themselves: killed by SIGKILL"),
         (newer_code, "newer code was given meanwhile"),
         (taken_back, "taken back by people"),
         (held, "not decided in time"),

@@ -17,6 +17,7 @@ from inferline_stream.controlplane.records.control_records import (
     CALENDAR_KEY,
     CalendarRecord,
     Override,
+    Overrides,
     decode_stored,
 )
 from inferline_stream.dataplane.reports import PoolReport, encode_report
@@ -249,6 +250,22 @@ async def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies(wor
     await world.until(lambda: world.wanted == 9, 2.0)
 
 
+@in_world(steady(10.0))
+async def test_a_stage_without_a_replica_gets_those_of_its_plan_for_events_that_wait_though_others_take_the_cores(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.sleep(10.0)
+    world.view.core_use.crowded = "others take the cores"
+    world.say(Override("scale", "a", 0, until_s=EPOCH_S + 20.0, who="anna"))
+    await world.until(lambda: world.wanted == 0, 2.0)
+    assert "stage 'a' is held at no replica: its events wait until `resume` or its time is over" in caplog.text
+    await asyncio.sleep(EPOCH_S + 19.0 - time.time())
+    assert world.wanted == 0
+    done = world.done
+    await world.until(lambda: world.done > done, START_UP_S + 3.0)
+    assert world.wanted == 2, "no more than those: the cores are not there"
+
+
 @in_world(steady(10.0), replans=True, sample=Trace(np.arange(600) / 10))
 async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied(
     world: World, monkeypatch: pytest.MonkeyPatch
@@ -389,3 +406,20 @@ async def test_a_scheduled_reserve_is_held_in_its_hours_and_the_hours_ahead_are_
     calendar = decode_stored(CALENDAR_KEY, newest.value)
     assert isinstance(calendar, CalendarRecord)
     assert next(hour.replicas["a"] for hour in calendar.hours if window in hour.words) >= 6
+
+
+@in_world(steady(10.0), lambda: Overrides({"scale/a": Override("scale", "a", 0, until_s=EPOCH_S + 10.0)}), held=0)
+async def test_a_controller_that_finds_a_stage_held_at_none_waits_for_no_replica_of_it(world: World) -> None:
+    await world.until(lambda: world.done > 0, 10.0 + START_UP_S + 3.0)
+
+
+def test_a_controller_that_takes_over_takes_no_replica_s_age_for_the_time_that_it_took_to_start() -> None:
+    async def story() -> None:
+        world = World(steady(10.0), held=2)
+        await world.actuator.scale("a", "cpu", 2)
+        await asyncio.sleep(1000.0)
+        async with world():
+            await asyncio.sleep(10.0)
+            assert world.view.start_ups.next_s("a", "cpu") == START_UP_S
+
+    run(story())

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from inferline_stream.controlplane.observe.end_offsets import VERIFIED, EndOffsets, LedgerBegin
-from inferline_stream.controlplane.observe.event_ledger import EventLedger, read_ledger
+from inferline_stream.controlplane.observe.event_ledger import EventLedger, ledger_begin, read_ledger
 from inferline_stream.dataplane.headers import REASON
+from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.latency_histogram import LatencyHistogram
 from inferline_stream.observability.pipeline_state import PipelineState
@@ -207,3 +208,28 @@ def test_marks_and_ledger_stay_within_their_bound_however_long_the_run() -> None
         ledger.entered(Record(None, b"", [(EVENT_ID, name)], 0, offset=n))
     names = sum(map(sys.getsizeof, ledger._named))
     assert names + sys.getsizeof(ledger._named) < 32e6
+
+
+async def test_a_run_that_begins_while_dispatchers_go_on_answers_for_no_event_whose_result_it_does_not_see() -> None:
+    done = 0
+
+    async def partitions(topic: str) -> int:
+        return 1
+
+    async def ends(wanted: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        nonlocal done
+        done += 10  # events enter, and are finished, while each answer is on its way
+        return {topic: (done,) for topic in wanted}
+
+    async def committed(group: str, topic: str, partitions: int) -> tuple[Committed, ...]:
+        nonlocal done
+        done += 10
+        return (Committed(done),)
+
+    context: Any = SimpleNamespace(
+        source="posts", sinks={"work": "out"}, names=NAMES, others=(), live={}, entries_of=lambda of: ["work"]
+    )
+    offsets: Any = SimpleNamespace(partitions=partitions, ends=ends, committed=committed)
+    since = await ledger_begin(offsets, context)
+    assert since.source >= since.sinks["work"]
+    assert since.source >= since.completed

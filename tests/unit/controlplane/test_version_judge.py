@@ -94,7 +94,11 @@ def counts(
         (Evidence(counts(slower=1.2)), "worse", "more service time 20.00%"),
         (Evidence(counts(disagreed=120), mirrored=True), "worse", "other results 3.00%"),
         (Evidence(counts(disagreed=120)), "alike", ""),
-        (Evidence(counts(), memory_bytes=900 << 20, main_memory_bytes=400 << 20), "worse", "more memory 109.00%"),
+        (
+            Evidence(counts(), memory_bytes=900 << 20, main_memory_bytes=400 << 20),
+            "worse",
+            "more memory 125.00%",
+        ),
         (Evidence(counts(), memory_bytes=450 << 20, main_memory_bytes=400 << 20), "alike", ""),
     ],
 )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -95,6 +96,20 @@ async def test_events_that_kafka_refused_are_reported_with_the_reason(
         await under_way.fed(asyncio.Event())
     assert display.notes == notes
     assert (under_way.lateness_p99_s, under_way.preparation_cost) == (0.002, 0.01)
+
+
+@pytest.mark.parametrize(("wanted", "resting", "ready"), [(0, {"a"}, True), (1, set(), False)])
+async def test_replicas_of_a_stage_that_rests_are_not_waited_for(
+    wanted: int, resting: set[str], *, ready: bool
+) -> None:
+    kind = SimpleNamespace(hardware="cpu", wanted=wanted, ready=0)
+    controller = SimpleNamespace(
+        state=SimpleNamespace(stages=[SimpleNamespace(name="a", replicas=[kind])]),
+        fleet=SimpleNamespace(pending=Counter()),
+        decider=SimpleNamespace(resting=resting),
+    )
+    given: dict[str, Any] = {"run": None, "context": None, "controller": controller, "offsets": None, "since": None}
+    assert LiveRun(control=cast("Any", None), **given)._all_ready() is ready
 
 
 class Away:

@@ -32,11 +32,14 @@ def demand(
     arrival_rate: float = 100.0,
     throughput: float | None = None,
     start_up_s: float | None = None,
+    ready: int = 2,
     **there: Any,
 ) -> Demand:
     """What a stage needs at a multiple of the planned traffic where this is seen of it."""
     observed = seen(0.0, tuple(traffic * count for count in AT_PLAN), peak_rate=arrival_rate)
-    supply = {"x": replace(observed.stages[stage].supply["x"], throughput=throughput, start_up_s=start_up_s)}
+    supply = {
+        "x": replace(observed.stages[stage].supply["x"], ready=ready, throughput=throughput, start_up_s=start_up_s)
+    }
     stages = {**observed.stages, stage: replace(observed.stages[stage], supply=supply, **there)}
     return demands(state(PLAIN), replace(observed, stages=stages))[1][stage]
 
@@ -151,6 +154,12 @@ def test_a_partition_that_stands_still_while_others_move_is_stuck_and_no_backlog
 def test_where_nothing_moves_partitions_are_stuck_only_if_replicas_have_time(utilization, stuck):
     found = demand("b", partition_lags=(10, 10), partition_idle_s=(6.0, 6.0), utilization=utilization)
     assert found.stuck == stuck
+
+
+def test_where_no_replica_is_ready_nothing_is_stuck_and_what_waits_is_a_backlog():
+    found = demand("b", ready=0, partition_lags=(9000, 9000, 0), partition_idle_s=(9.0, 9.0, 0.0))
+    assert found.stuck == ()
+    assert found.reason is Reason.BACKLOG
 
 
 def test_a_stage_that_is_not_seen_needs_what_its_traffic_says():

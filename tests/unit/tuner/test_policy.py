@@ -273,6 +273,18 @@ def test_a_minimum_that_people_set_asks_for_no_more_than_traffic_has_left_of_the
     assert found[0].replicas == {"a": {"x": 3}, "b": {"y": 5}}
 
 
+def test_where_stock_keeps_a_stage_below_what_people_set_that_is_said():
+    tuner, observation = two_kinds(x=3, y=3), observed(0.0, (300, 600, 6000), limits={"b": Limits(5, 5)})
+    _, (decision,) = decisions(tuner, observation)
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.STOCK_EXHAUSTED)
+    assert decision.detail == "stage 'b' is to have 5 replicas, and there is stock for 3"
+    slots = initial_state(replace(plan(), slots={"b": 3}), measured(), CATALOGUE, knobs=PLAIN)
+    _, found = decisions(
+        slots, *[replace(seen(t, (3, 6, 60), peak_rate=1.0), limits={"b": Limits(1, 1)}) for t in (0, 1)]
+    )
+    assert [decision.reason for decision in found] == [Reason.LIMIT_CHANGED], "fewer than its slots is what they want"
+
+
 def limited_server(knobs: PolicySettings) -> TunerState:
     tuner = state(knobs)
     a, b = tuner.basis.stages
