@@ -148,6 +148,31 @@ async def test_nobody_sends_without_a_token_and_nothing_that_is_wrong_gets_in(em
     assert [record.value for record in await records_of(where, topic, 1)] == [b"7"]
 
 
+async def test_what_is_no_http_or_ends_in_the_middle_is_no_error_of_ours(embedded_broker, tmp_path):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where)
+    async with http(where, topic, tmp_path) as (process, client):
+        status, answer = await client.post(raw=b"{}", Content_Encoding="gzip")
+        assert (status, answer["error"].startswith("the body cannot be read (")) == (400, True)
+        address = re.search(r"//(.+):(\d+)/", client.url)
+        head = f"POST /events HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+        for sent in ("garbage\r\n\r\n", f"{head}Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{{}}"):
+            reader, writer = await asyncio.open_connection(address[1], int(address[2]))
+            writer.write(sent.encode())
+            assert (await reader.readline()).split()[1] == b"400"
+            writer.close()
+        for sent in ("Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
+            _, writer = await asyncio.open_connection(address[1], int(address[2]))
+            writer.write((head + sent).encode())
+            await asyncio.sleep(0.2)
+            writer.close()
+        assert (await client.post(7))[0] == 202
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+    assert b"Traceback" not in errors
+    assert b"ERROR" not in errors
+
+
 async def test_a_thousand_idle_connections_cost_a_sealed_source_no_event(embedded_broker, tmp_path):
     where = embedded_broker.bootstrap_servers
     topic = await topic_on(where)
@@ -246,6 +271,7 @@ async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_said_to_
         ("http", ("--listen", "0.0.0.0:0"), "--token-file is needed"),
         ("http", ("--listen", "localhost"), "must be an address and a port"),
         ("http", ("--most-behind", "5"), "needs --group"),
+        ("http", ("--key", "key.pem"), "HTTPS needs its --certificate"),
         ("topic", ("--from-topic", "t"), "cannot be sent into itself"),
     ],
 )
@@ -262,8 +288,10 @@ async def test_without_tokens_only_this_machine_by_its_own_name_may_send(embedde
     async with running("http", where, topic, "--listen", "127.0.0.1:0") as process, aiohttp.ClientSession() as session:
         url = (await said(process, r"taken at (http://\S+)"))[1]
         client = Client(session, url)
-        assert (await client.post(1, Authorization="", Host="evil.example:80"))[0] == 421
-        assert (await client.post(1, Authorization=""))[0] == 202
+        for host in ("evil.example:80", "evil.example", "", "localhost.evil.example", "[::1"):
+            assert (await client.post(1, Authorization="", Host=host))[0] == 421
+        for host in ("LocalHost", "localhost:80", "127.0.0.1", "[::1]", "[::1]:80"):  # 80 and 443 are left out
+            assert (await client.post(1, Authorization="", Host=host))[0] == 202
         await stopped(process)
 
 
