@@ -155,7 +155,9 @@ async def test_what_is_no_http_or_ends_in_the_middle_is_no_error_of_ours(embedde
         status, answer = await client.post(raw=b"{}", Content_Encoding="gzip")
         assert (status, answer["error"].startswith("the body cannot be read (")) == (400, True)
         address = re.search(r"//(.+):(\d+)/", client.url)
-        head = f"POST /events HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+        head = (
+            f"POST /events HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+        )
         for sent in ("garbage\r\n\r\n", f"{head}Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{{}}"):
             reader, writer = await asyncio.open_connection(address[1], int(address[2]))
             writer.write(sent.encode())
