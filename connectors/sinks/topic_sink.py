@@ -17,7 +17,7 @@ import msgspec
 from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sealed_connector import Seal, done_in_time, stopping, tell
 from inferline_stream.dataplane.headers import cut_letter
-from inferline_stream.errors import InferlineError, Unreachable
+from inferline_stream.errors import InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.records import Header, Record
@@ -208,9 +208,10 @@ class TopicSink:
                 if not said:
                     logger.warning("%s: %s; trying again until it can be written", self._what, away)
                 said = True
-                again_s = min(self._again_at_most_s, max(pause_s, away.after_s))
+                after_s = away.after_s
+            usual_s = min(self._again_at_most_s, pause_s) * random.uniform(0.8, 1.0)  # noqa: S311  not many at once
+            await self._pause(max(usual_s, after_s))
             pause_s *= 2
-            await self._pause(again_s * random.uniform(0.8, 1.0))  # noqa: S311  so that many do not come at once
 
     async def _refuse(self, refusals: list[Refusal]) -> None:
         for refusal in refusals:
@@ -295,8 +296,11 @@ async def run(
         again_at_most_s: see `TopicSink`.
 
     Raises:
+        UsageError: its dead letters would come back to it.
         InferlineError: why it ended before, or which partitions it has halted.
     """
+    if options.dead_letters == options.topic:
+        raise UsageError(f"--dead-letters {options.topic}: the sink reads that topic; give another one")
     stop, counts = stopping(), SinkCounts()
     async with contextlib.AsyncExitStack() as stack:
 

@@ -18,7 +18,7 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaStorageError
 from aiokafka.protocol.commit import OffsetCommitRequest
 
-from inferline_stream.connectors.sinks.topic_sink import Refusal, SinkCounts, TopicSink
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink
 from inferline_stream.embedded_broker.groups import Group
 from inferline_stream.embedded_broker.server import EmbeddedBroker
 from inferline_stream.kafka.records import LIMIT_BYTES, Record
@@ -41,6 +41,21 @@ class Refusing:
         return [Refusal(record, "no") for record in records]
 
 
+class Busy:
+    """A store that asks once to come again later."""
+
+    def __init__(self, after_s: float) -> None:
+        self.counts = SinkCounts()
+        self.tried_s: list[float] = []
+        self._after_s = after_s
+
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
+        self.tried_s.append(asyncio.get_running_loop().time())
+        if len(self.tried_s) == 1:
+            raise Away("busy", self._after_s)
+        return []
+
+
 @pytest.fixture
 def receiver() -> Receiver:
     return Receiver()
@@ -52,7 +67,12 @@ def receiver() -> Receiver:
         (("postgres", "--database", "postgresql://me:pw@h/db", "--table", "t"), "a password in a URL is seen"),
         (("postgres", "--database", "postgresql://me@h/db", "--table", "t; DROP TABLE t"), "letters, digits"),
         (("webhook", "--url", "file:///etc/passwd"), "must begin with https:// or http://"),
+        (("postgres", "--database", "postgresql://me@h/db?sslmode=require", "--table", "t"), "give it as --tls on"),
         (("webhook", "--url", "http://me:pw@h/"), "a password in a URL is seen"),
+        (("webhook", "--url", "http://h:99999/"), "'http://h:99999/': Port out of range"),
+        (("webhook", "--url", "http://[::1"), "'http://[::1': Invalid IPv6 URL"),
+        (("webhook", "--url", "http://h/", "--timeout-s", "inf"), "--timeout-s inf: must be a number of seconds"),
+        (("webhook", "--url", "http://h/", "--dead-letters", "t"), "--dead-letters t: the sink reads that topic"),
     ],
 )
 async def test_what_cannot_be_or_would_show_a_secret_is_refused_before_anything_starts(options, said):
@@ -61,6 +81,18 @@ async def test_what_cannot_be_or_would_show_a_secret_is_refused_before_anything_
         _, error = await sink.process.communicate()
     assert sink.process.returncode == 2
     assert said in error.decode()
+
+
+async def test_a_store_that_says_when_to_come_again_is_not_asked_before(embedded_broker):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where)
+    await send(where, topic, numbered(range(1)))
+    busy = Busy(after_s=0.5)
+    sink = TopicSink(where, topic=topic, store=busy, what="it", group=f"{topic}-out", again_at_most_s=0.01)
+    async with asyncio.timeout(DEADLINE_S), moving(sink):
+        await until_stored(where, topic, f"{topic}-out")
+    first_s, second_s = busy.tried_s
+    assert second_s - first_s >= 0.5
 
 
 async def test_a_setting_reaches_the_sealed_process_which_refuses_what_is_no_duration(tmp_path):
