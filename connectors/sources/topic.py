@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sources import delivery
 from inferline_stream.connectors.sources.delivery import Delivery, SourceEvent
+from inferline_stream.errors import UsageError
 from inferline_stream.isolation.confinement import ports_of
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.record_producer import RecordProducer
@@ -86,6 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             TopicFollower(source, options.from_topic, options.start, group=group, gapless=True) as follower,
             RecordProducer(options.bootstrap_servers, options.topic) as producer,
         ):
+            if options.from_topic == options.topic:
+                async with TopicFollower(options.bootstrap_servers, options.topic, start={}) as written:
+                    if written.topic_id and written.topic_id == follower.topic_id:
+                        raise UsageError(
+                            f"--from-topic {options.from_topic}: at {source} it is the topic that is sent into, "
+                            f"{options.topic} at {options.bootstrap_servers}; give another --topic"
+                        )
             delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
             seal()
             await follow(follower, delivery, stop, options.from_topic, keep=options.keep_timestamps)

@@ -460,6 +460,16 @@ async def test_a_record_that_holds_nothing_is_copied_and_stops_none_of_those_aft
     assert {(record.key, record.value) for record in found} == {(None, None), (None, b"1")}
 
 
+async def test_a_topic_is_not_sent_into_itself_by_another_address(kafka):
+    where = kafka.bootstrap_servers
+    topic = await topic_on(where)
+    other = ("--from-topic", topic, "--from-bootstrap-servers", f"PLAINTEXT://{where}")
+    async with running("topic", where, topic, *other) as process:
+        _, error = await process.communicate()
+    assert process.returncode == 2
+    assert f"--from-topic {topic}: at PLAINTEXT://{where} it is the topic that is sent into" in error.decode()
+
+
 async def test_a_topic_is_copied_with_keys_headers_and_ids_and_goes_on_where_it_stopped(kafka):
     where = kafka.bootstrap_servers
     raw, topic = await topic_on(where, 1), await topic_on(where)
