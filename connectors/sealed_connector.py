@@ -30,6 +30,7 @@ from inferline_stream.settings import SETTINGS_VARIABLES, given
 
 logger = logging.getLogger(__name__)
 
+_INTERRUPTED = 130
 _AGAIN_S = 0.5
 """Between two attempts to take what another process has."""
 
@@ -133,6 +134,8 @@ def run(
     except InferlineError as error:
         sys.stderr.write(f"{module.rpartition('.')[2]}: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:  # before it listened for that
+        return _INTERRUPTED
 
 
 def _confinement(options: argparse.Namespace, needs: Needs) -> Confinement:
@@ -163,13 +166,14 @@ def _create(file: Path) -> None:
 
 async def _supervise(module: str, arguments: Sequence[str], confinement: Confinement) -> int:
     launch = Launch(module, confinement, cores=1, orphaned=signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # in the process as well, which a terminal interrupts beside this one
     try:
         process = await asyncio.create_subprocess_exec(
             *launch.command, *arguments, env=launch.environment, pass_fds=launch.files
         )
         launch.started(process.pid)
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, process.send_signal, number)
+            asyncio.get_running_loop().add_signal_handler(number, process.send_signal, signal.SIGTERM)
         code = await process.wait()
         return code if code >= 0 else 128 - code
     finally:

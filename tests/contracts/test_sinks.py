@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from inferline_stream.kafka.records import LIMIT_BYTES, Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, HEADER_PREFIX
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.contracts.commands import DEADLINE_S, until_lines
+from tests.contracts.commands import DEADLINE_S, command, isolated_part_of, until_lines
 from tests.contracts.sink_process import Command, moving, numbered, running, send, topic_on, until_stored
 from tests.contracts.webhook_receiver import Receiver
 from tests.support.deadlines import until
@@ -100,6 +101,22 @@ async def test_a_setting_reaches_the_sealed_process_which_refuses_what_is_no_dur
     _, error = await sink.process.communicate()
     assert sink.process.returncode == 2
     assert "INFERLINE_TOPIC_CHECK_S='often' is not a number of seconds" in error.decode()
+
+
+async def test_ctrl_c_while_a_connector_starts_ends_it_without_a_traceback(embedded_broker, tmp_path):
+    topic = await topic_on(embedded_broker.bootstrap_servers)
+    for wait_s in (0.1, 0.3, 0.5):
+        async with command(
+            sys.executable, "-m", "inferline_stream.connectors.sinks.jsonl", "--topic", topic,
+            "--bootstrap-servers", embedded_broker.bootstrap_servers, "--path", str(tmp_path / "out.jsonl"),
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            await until(lambda started=process: isolated_part_of(started) != started.pid, "the isolated process")
+            await asyncio.sleep(wait_s)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            _, error = await process.communicate()
+        assert b"Traceback" not in error
+        assert process.returncode in (0, 143)
 
 
 async def test_sinks_and_sources_whose_kafka_is_gone_end_in_order(receiver, tmp_path):
