@@ -196,6 +196,7 @@ class TopicSink:
         """Store for as long as it takes; stopped meanwhile, the records are left uncommitted."""
         pause_s, said = _AGAIN_S, False
         while True:
+            before = self.counts.written
             storing = asyncio.create_task(self._store.store(records, self._follower.ids_from))
             if not await done_in_time(storing, self._stop, _LEAVE_S):
                 waiting = count_of(len(records), "record")
@@ -209,6 +210,8 @@ class TopicSink:
                     logger.warning("%s: %s; trying again until it can be written", self._what, away)
                 said = True
                 after_s = away.after_s
+            if self.counts.written > before:  # it takes some
+                pause_s = _AGAIN_S
             usual_s = min(self._again_at_most_s, pause_s) * random.uniform(0.8, 1.0)  # noqa: S311  not many at once
             await self._pause(max(usual_s, after_s))
             pause_s *= 2

@@ -57,6 +57,19 @@ class Busy:
         return []
 
 
+class Faltering:
+    """A store that takes one event at each attempt."""
+
+    def __init__(self) -> None:
+        self.counts = SinkCounts()
+
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
+        self.counts.written += 1
+        if self.counts.written < len(records):
+            raise Away("no more now")
+        return []
+
+
 @pytest.fixture
 def receiver() -> Receiver:
     return Receiver()
@@ -94,6 +107,19 @@ async def test_a_store_that_says_when_to_come_again_is_not_asked_before(embedded
         await until_stored(where, topic, f"{topic}-out")
     first_s, second_s = busy.tried_s
     assert second_s - first_s >= 0.5
+
+
+async def test_a_store_that_takes_some_events_each_time_is_not_left_alone_longer_and_longer(
+    embedded_broker, monkeypatch
+):
+    monkeypatch.setattr("inferline_stream.connectors.sinks.topic_sink._AGAIN_S", 0.01)
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where, partitions=1)
+    await send(where, topic, numbered(range(30)))
+    sink = TopicSink(where, topic=topic, store=Faltering(), what="it", group=f"{topic}-out", again_at_most_s=1e9)
+    async with asyncio.timeout(20), moving(sink):
+        await until_stored(where, topic, f"{topic}-out")
+    assert sink.counts.written == 30
 
 
 async def test_a_setting_reaches_the_sealed_process_which_refuses_what_is_no_duration(tmp_path):
