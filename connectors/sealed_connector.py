@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,21 @@ def tell(counts: msgspec.Struct) -> None:
     """Say on standard output, as a line of JSON, what became of the events."""
     sys.stdout.buffer.write(msgspec.json.encode(counts) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def end_if_halted(halted: Mapping[int, str], done: str) -> None:
+    """Say at the end that not everything was done.
+
+    Args:
+        halted: partitions that are not read any more, and why.
+        done: what became of the records of the others.
+
+    Raises:
+        InferlineError: there are such partitions.
+    """
+    if halted:
+        where = "; ".join(f"partition {partition}: {why}" for partition, why in sorted(halted.items()))
+        raise InferlineError(f"what came to halted partitions was not {done}. {where}; say --start earliest or latest")
 
 
 def secret(file: Path | None) -> str:

@@ -328,6 +328,4 @@ async def run(
             await sink.follow(stop)
             counts = sink.counts
     tell(counts)
-    if halted := counts.halted:
-        where = "; ".join(f"partition {partition}: {why}" for partition, why in sorted(halted.items()))
-        raise InferlineError(f"what came to halted partitions was not written. {where}; say --start earliest or latest")
+    sealed_connector.end_if_halted(counts.halted, "written")

@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seal()
             await follow(follower, delivery, stop, options.from_topic, keep=options.keep_timestamps)
         sealed_connector.tell(delivery.counts)
+        sealed_connector.end_if_halted(follower.halted, "sent")
 
     needs = sealed_connector.Needs(ports=ports_of(source))
     return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
@@ -458,6 +459,29 @@ async def test_a_record_that_holds_nothing_is_copied_and_stops_none_of_those_aft
         found = await records_of(where, topic, 2)
         assert await stopped(process) == {"sent": 2, "refused": 0}
     assert {(record.key, record.value) for record in found} == {(None, None), (None, b"1")}
+
+
+async def test_a_source_that_retention_has_passed_on_a_partition_sends_the_others_and_ends_with_a_message(apache_kafka):
+    where = apache_kafka.bootstrap_servers
+    topic, other = await topic_on(where), await topic_on(where)
+    async with AIOKafkaProducer(bootstrap_servers=where) as producer:
+        await producer.send_and_wait(topic, b"1", partition=0)
+        async with running("topic", where, other, "--from-topic", topic) as process:
+            await records_of(where, other, 1)
+            await stopped(process)
+        for value in (b"2", b"3"):
+            await producer.send_and_wait(topic, value, partition=0)
+        await producer.send_and_wait(topic, b"4", partition=1)
+    admin = AIOKafkaAdminClient(bootstrap_servers=where)
+    await admin.start()
+    await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=2)})
+    await admin.close()
+    async with running("topic", where, other, "--from-topic", topic) as process:
+        assert {record.value for record in await records_of(where, other, 2)} == {b"1", b"4"}
+        process.send_signal(signal.SIGTERM)
+        output, error = await process.communicate()
+    assert (process.returncode, json.loads(output)["sent"]) == (1, 1)
+    assert b"not sent. partition 0: Kafka no longer has offset 1, but 2" in error
 
 
 async def test_a_topic_is_not_sent_into_itself_by_another_address(kafka):
