@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.errors import InferlineError, InvalidFile, InvalidInput
+from inferline_stream.errors import InferlineError, InvalidFile, InvalidInput, UsageError
 from inferline_stream.isolation import seal
 from inferline_stream.isolation.confinement import Confinement, confined
 from inferline_stream.isolation.launch import Launch
@@ -26,7 +26,7 @@ from inferline_stream.isolation.name_service import Loop
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.settings import SETTINGS_VARIABLES, given
+from inferline_stream.settings import SETTINGS_VARIABLES, given, kafka_addresses
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +85,23 @@ class Seal:
             logger.info("sealed: %d system calls, TCP ports %s", held.system_calls, held.ports)
 
 
+def kafka_at(text: str) -> str:
+    """Return an option's addresses of Kafka as they are.
+
+    Raises:
+        ArgumentTypeError: one of them is none.
+    """
+    try:
+        kafka_addresses(text.removeprefix("PLAINTEXT://"))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     """A parser of a connector's command, with the options that every connector has."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--bootstrap-servers", required=True, metavar="HOST:PORT", help="of Kafka")
+    parser.add_argument("--bootstrap-servers", required=True, type=kafka_at, metavar="HOST:PORT", help="of Kafka")
     parser.add_argument(
         "--isolation",
         choices=("sandbox", "none"),
@@ -123,13 +136,13 @@ def run(
     try:
         if options.channel is None:
             prepare()
+            for file in needs.writes:
+                _create(file)
         if options.isolation == "none":
             return _working(work, Seal(None), None)
         confinement = _confinement(options, needs)
         if options.channel is not None:
             return _working(work, Seal(confinement), socket.socket(fileno=options.channel))
-        for file in needs.writes:
-            _create(file)
         return asyncio.run(_supervise(module, sys.argv[1:] if arguments is None else arguments, confinement))
     except InferlineError as error:
         sys.stderr.write(f"{module.rpartition('.')[2]}: {error}\n")
@@ -162,6 +175,8 @@ def _create(file: Path) -> None:
         file.touch()
     except OSError as error:
         raise InvalidFile(f"{file}: cannot be opened ({error.strerror}); give another path") from None
+    if not file.is_file():
+        raise InvalidFile(f"{file}: is no ordinary file; give another path")
 
 
 async def _supervise(module: str, arguments: Sequence[str], confinement: Confinement) -> int:

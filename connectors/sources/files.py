@@ -30,6 +30,7 @@ import fnmatch
 import gzip
 import logging
 import os
+import stat
 import sys
 import time
 import zlib
@@ -223,7 +224,8 @@ class Files:
         """
         try:
             if not self._path.is_dir():
-                self._path.stat()
+                if not stat.S_ISREG(self._path.stat().st_mode):  # a pipe would be waited for, for ever
+                    raise InvalidFile(f"{self._path}: is no file or folder that can be read again; give another --path")
                 return [self._path.name]
             with os.scandir(self._path) as entries:
                 return sorted(

@@ -71,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
     parser = delivery.parser_of(_MODULE, "Send the records of another topic into a pipeline's source topic.")
     parser.add_argument("--from-topic", required=True, help="to follow; must exist")
-    parser.add_argument("--from-bootstrap-servers", metavar="HOST:PORT", help="its Kafka, if it is another")
+    parser.add_argument(
+        "--from-bootstrap-servers",
+        type=sealed_connector.kafka_at,
+        metavar="HOST:PORT",
+        help="its Kafka, if it is another",
+    )
     parser.add_argument("--keep-timestamps", action="store_true", help="of the records; latency counts from them")
     parser.add_argument("--group", help="consumer group (default: <from-topic>-to-<topic>)")
     parser.add_argument("--start", choices=STARTS, default="committed", help="where to begin, as sinks have it")

@@ -129,6 +129,29 @@ async def test_a_setting_reaches_the_sealed_process_which_refuses_what_is_no_dur
     assert "INFERLINE_TOPIC_CHECK_S='often' is not a number of seconds" in error.decode()
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "said"),
+    [
+        ("sinks.jsonl", "/dev/null", "/dev/null: is no ordinary file"),
+        ("sinks.jsonl", "/dev/stdout", "/dev/stdout: is no ordinary file"),
+        ("sources.files", "/dev/zero", "/dev/zero: is no file or folder"),
+    ],
+)
+async def test_what_is_no_file_is_refused(embedded_broker, tmp_path, kind, path, said):
+    where, state = embedded_broker.bootstrap_servers, ("--state", str(tmp_path / "state"))
+    topic = await topic_on(where)
+    async with running(kind, where, topic, "--path", path, *(state if kind == "sources.files" else ())) as started:
+        _, error = await started.process.communicate()
+    assert (started.process.returncode, said in error.decode(), b"Traceback" in error) == (3, True, False)
+
+
+async def test_no_address_of_kafka_is_named():
+    async with running("sinks.jsonl", "", "t", "--path", "unused") as sink:
+        _, error = await sink.process.communicate()
+    assert sink.process.returncode == 2
+    assert "argument --bootstrap-servers: '' is not an address of Kafka" in error.decode()
+
+
 async def test_ctrl_c_while_a_connector_starts_ends_it_without_a_traceback(embedded_broker, tmp_path):
     topic = await topic_on(embedded_broker.bootstrap_servers)
     for wait_s in (0.1, 0.3, 0.5):

@@ -276,6 +276,7 @@ async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_said_to_
         ("http", ("--most-behind", "5"), "needs --group"),
         ("http", ("--key", "key.pem"), "HTTPS needs its --certificate"),
         ("topic", ("--from-topic", "t"), "cannot be sent into itself"),
+        ("topic", ("--from-topic", "u", "--from-bootstrap-servers", "h:x"), "'h:x' is not an address of Kafka"),
     ],
 )
 async def test_what_cannot_be_is_refused_before_anything_starts(kind, options, said):

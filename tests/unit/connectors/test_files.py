@@ -334,6 +334,13 @@ def test_a_folders_files_come_by_name_and_hidden_ones_links_and_others_not_at_al
     assert files_of(tmp_path, FilePositions(tmp_path / "state")).names() == ["a.csv", "b.jsonl"]
 
 
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_ends_never_or_cannot_be_read_again_is_refused(tmp_path, made):
+    made(path := tmp_path / "a.jsonl")
+    with pytest.raises(InvalidFile, match=r"a\.jsonl: is no file or folder"):
+        files_of(path).names()
+
+
 def test_keys_come_from_a_field(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"user": "u"}\n{"user": 7}\n{}\nnothing\n')
