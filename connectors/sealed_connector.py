@@ -11,14 +11,14 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from inferline_stream.errors import InferlineError, InvalidFile, InvalidInput
+from inferline_stream.errors import InferlineError, InvalidFile, InvalidInput, UsageError
 from inferline_stream.isolation import seal
 from inferline_stream.isolation.confinement import Confinement, confined
 from inferline_stream.isolation.launch import Launch
@@ -26,10 +26,11 @@ from inferline_stream.isolation.name_service import Loop
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.settings import SETTINGS_VARIABLES, given
+from inferline_stream.settings import SETTINGS_VARIABLES, given, kafka_addresses
 
 logger = logging.getLogger(__name__)
 
+_INTERRUPTED = 130
 _AGAIN_S = 0.5
 """Between two attempts to take what another process has."""
 
@@ -84,10 +85,23 @@ class Seal:
             logger.info("sealed: %d system calls, TCP ports %s", held.system_calls, held.ports)
 
 
+def kafka_at(text: str) -> str:
+    """Return an option's addresses of Kafka as they are.
+
+    Raises:
+        ArgumentTypeError: one of them is none.
+    """
+    try:
+        kafka_addresses(text.removeprefix("PLAINTEXT://"))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     """A parser of a connector's command, with the options that every connector has."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--bootstrap-servers", required=True, metavar="HOST:PORT", help="of Kafka")
+    parser.add_argument("--bootstrap-servers", required=True, type=kafka_at, metavar="HOST:PORT", help="of Kafka")
     parser.add_argument(
         "--isolation",
         choices=("sandbox", "none"),
@@ -122,17 +136,19 @@ def run(
     try:
         if options.channel is None:
             prepare()
+            for file in needs.writes:
+                _create(file)
         if options.isolation == "none":
             return _working(work, Seal(None), None)
         confinement = _confinement(options, needs)
         if options.channel is not None:
             return _working(work, Seal(confinement), socket.socket(fileno=options.channel))
-        for file in needs.writes:
-            _create(file)
         return asyncio.run(_supervise(module, sys.argv[1:] if arguments is None else arguments, confinement))
     except InferlineError as error:
         sys.stderr.write(f"{module.rpartition('.')[2]}: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:  # before it listened for that
+        return _INTERRUPTED
 
 
 def _confinement(options: argparse.Namespace, needs: Needs) -> Confinement:
@@ -159,17 +175,20 @@ def _create(file: Path) -> None:
         file.touch()
     except OSError as error:
         raise InvalidFile(f"{file}: cannot be opened ({error.strerror}); give another path") from None
+    if not file.is_file():
+        raise InvalidFile(f"{file}: is no ordinary file; give another path")
 
 
 async def _supervise(module: str, arguments: Sequence[str], confinement: Confinement) -> int:
     launch = Launch(module, confinement, cores=1, orphaned=signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # in the process as well, which a terminal interrupts beside this one
     try:
         process = await asyncio.create_subprocess_exec(
             *launch.command, *arguments, env=launch.environment, pass_fds=launch.files
         )
         launch.started(process.pid)
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, process.send_signal, number)
+            asyncio.get_running_loop().add_signal_handler(number, process.send_signal, signal.SIGTERM)
         code = await process.wait()
         return code if code >= 0 else 128 - code
     finally:
@@ -228,6 +247,21 @@ def tell(counts: msgspec.Struct) -> None:
     """Say on standard output, as a line of JSON, what became of the events."""
     sys.stdout.buffer.write(msgspec.json.encode(counts) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def end_if_halted(halted: Mapping[int, str], done: str) -> None:
+    """Say at the end that not everything was done.
+
+    Args:
+        halted: partitions that are not read any more, and why.
+        done: what became of the records of the others.
+
+    Raises:
+        InferlineError: there are such partitions.
+    """
+    if halted:
+        where = "; ".join(f"partition {partition}: {why}" for partition, why in sorted(halted.items()))
+        raise InferlineError(f"what came to halted partitions was not {done}. {where}; say --start earliest or latest")
 
 
 def secret(file: Path | None) -> str:

@@ -15,6 +15,9 @@ at the start; its record was not committed, so it comes again. Each event is in 
 One process at a time has the file. Another waits for its end, and goes on with what that one has written and committed,
 so that a restart may begin the new process before it ends the old one.
 
+To rotate, rename the file and start again, or copy and empty it. A sink whose file is deleted, or cut off elsewhere
+than at its beginning, ends with its next events, which come again.
+
 While the file takes nothing (the disk is full), nothing is committed: the sink says so once, cuts off what was torn,
 and tries the same records again each second. A value that is no JSON goes to ``--dead-letters``; without one the sink
 ends.
@@ -115,6 +118,7 @@ class JsonlFile:
 
         Raises:
             OSError: not all could be written; the file is as it was before, and it may be tried again.
+            InvalidFile: it was deleted, or cut off.
         """
         lines: dict[str, bytes] = {}
         refusals: list[Refusal] = []
@@ -137,6 +141,10 @@ class JsonlFile:
 
     def _write(self, data: bytes) -> None:
         file, written = self._file.fileno(), 0  # not the buffer above it: that keeps what could not be written
+        found = os.fstat(file)
+        if not found.st_nlink or 0 < found.st_size < self._size_bytes:
+            raise InvalidFile(f"{self._path}: was deleted or cut off by somebody else; start again to begin it again")
+        self._size_bytes = min(self._size_bytes, found.st_size)  # emptied, as a rotation by copying does
         try:
             os.ftruncate(file, self._size_bytes)  # some file systems need room to cut off what was torn before
             while written < len(data):

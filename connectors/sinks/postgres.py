@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import logging
 import re
@@ -63,6 +64,9 @@ class Database:
 
 Row = tuple[str, datetime.datetime, str]
 
+_PROBE: Row = ("0" * 32, datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC), "null")
+"""A row that any table of events takes, also one whose ids are UUIDs."""
+
 
 class Table:
     """A table that takes events. Use as an async context manager; it connects again whenever it has to.
@@ -85,6 +89,10 @@ class Table:
         self.counts = SinkCounts()
         self._database = database
         self._table = ".".join(f'"{part}"' for part in table.split("."))
+        self._statement = (
+            f"INSERT INTO {self._table} (event_id, recorded_at, value) VALUES ($1, $2, $3) "  # noqa: S608  checked
+            "ON CONFLICT (event_id) DO UPDATE SET recorded_at = excluded.recorded_at, value = excluded.value"
+        )
         self._password = password
         self._tls = tls
         self._connection: asyncpg.Connection | None = None
@@ -109,10 +117,11 @@ class Table:
         """Upsert all of them; see `Store.store`."""
         import asyncpg
 
-        # Also a check, NOT NULL or trigger of the table's owner, and an id that is too long for an index.
+        # Also a check, NOT NULL or trigger of the table's owner, and an id that is too long for an index. An unknown
+        # error has a code that a trigger has made up.
         refused = (
             asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError,
-            asyncpg.RaiseError,
+            asyncpg.RaiseError, asyncpg.UnknownPostgresError,
         )  # fmt: skip
         rows: dict[str, Row] = {}
         sources: dict[str, Record] = {}
@@ -146,11 +155,7 @@ class Table:
 
     async def _upsert(self, connection: asyncpg.Connection, rows: list[Row]) -> None:
         async with asyncio.timeout(_ANSWER_S):  # all rows of one call are one transaction
-            await connection.executemany(
-                f"INSERT INTO {self._table} (event_id, recorded_at, value) VALUES ($1, $2, $3) "  # noqa: S608  checked
-                "ON CONFLICT (event_id) DO UPDATE SET recorded_at = excluded.recorded_at, value = excluded.value",
-                rows,
-            )
+            await connection.executemany(self._statement, rows)
 
     async def _connected(self) -> asyncpg.Connection:
         import asyncpg
@@ -191,15 +196,13 @@ class Table:
                     f"CREATE TABLE IF NOT EXISTS {self._table} "
                     "(event_id text PRIMARY KEY, recorded_at timestamptz NOT NULL, value jsonb)"
                 )
-            await self._upsert(connection, [])
-            await connection.prepare(
-                f"INSERT INTO {self._table} (event_id, recorded_at, value) VALUES ($1, $2, $3) "  # noqa: S608  checked
-                "ON CONFLICT (event_id) DO NOTHING"
-            )
-        except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidColumnReferenceError) as error:
+            # Only a plan needs a key on event_id. A shorter column may have room for the ids that come.
+            with contextlib.suppress(asyncpg.StringDataRightTruncationError):
+                await connection.execute(f"EXPLAIN {self._statement}", *_PROBE)
+        except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidSchemaNameError, asyncpg.DataError) as error:
             raise InvalidInput(
                 f"{self._where()}: table {self._table} cannot take events ({error}); it needs event_id with a unique "
-                "key, recorded_at and value, and the right to insert and update"
+                "key, recorded_at (timestamptz) and value (jsonb, json or text), and the right to insert and update"
             ) from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             raise Away(f"{type(error).__name__}: {error}".removesuffix(": ")) from None
@@ -245,6 +248,8 @@ def database(text: str) -> Database:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or not parts.username:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form postgresql://user@host:port/name")
+    if parts.query:
+        raise argparse.ArgumentTypeError(f"{text!r}: ?{parts.query} is not understood; TLS: give it as --tls on")
     if parts.password:
         raise argparse.ArgumentTypeError("a password in a URL is seen by every user: give it as --password-file")
     user = unquote(parts.username)

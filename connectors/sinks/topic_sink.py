@@ -17,7 +17,7 @@ import msgspec
 from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sealed_connector import Seal, done_in_time, stopping, tell
 from inferline_stream.dataplane.headers import cut_letter
-from inferline_stream.errors import InferlineError, Unreachable
+from inferline_stream.errors import InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.records import Header, Record
@@ -196,6 +196,7 @@ class TopicSink:
         """Store for as long as it takes; stopped meanwhile, the records are left uncommitted."""
         pause_s, said = _AGAIN_S, False
         while True:
+            before = self.counts.written
             storing = asyncio.create_task(self._store.store(records, self._follower.ids_from))
             if not await done_in_time(storing, self._stop, _LEAVE_S):
                 waiting = count_of(len(records), "record")
@@ -208,9 +209,12 @@ class TopicSink:
                 if not said:
                     logger.warning("%s: %s; trying again until it can be written", self._what, away)
                 said = True
-                again_s = min(self._again_at_most_s, max(pause_s, away.after_s))
+                after_s = away.after_s
+            if self.counts.written > before:  # it takes some
+                pause_s = _AGAIN_S
+            usual_s = min(self._again_at_most_s, pause_s) * random.uniform(0.8, 1.0)  # noqa: S311  not many at once
+            await self._pause(max(usual_s, after_s))
             pause_s *= 2
-            await self._pause(again_s * random.uniform(0.8, 1.0))  # noqa: S311  so that many do not come at once
 
     async def _refuse(self, refusals: list[Refusal]) -> None:
         for refusal in refusals:
@@ -295,8 +299,11 @@ async def run(
         again_at_most_s: see `TopicSink`.
 
     Raises:
+        UsageError: its dead letters would come back to it.
         InferlineError: why it ended before, or which partitions it has halted.
     """
+    if options.dead_letters == options.topic:
+        raise UsageError(f"--dead-letters {options.topic}: the sink reads that topic; give another one")
     stop, counts = stopping(), SinkCounts()
     async with contextlib.AsyncExitStack() as stack:
 
@@ -321,6 +328,4 @@ async def run(
             await sink.follow(stop)
             counts = sink.counts
     tell(counts)
-    if halted := counts.halted:
-        where = "; ".join(f"partition {partition}: {why}" for partition, why in sorted(halted.items()))
-        raise InferlineError(f"what came to halted partitions was not written. {where}; say --start earliest or latest")
+    sealed_connector.end_if_halted(counts.halted, "written")

@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -143,7 +144,11 @@ def _after_s(header: str) -> float:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018  refused as it is read
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}; give another --url") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} must begin with https:// or http:// and name a host")
     if parts.username or parts.password:
@@ -160,8 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--token-file", type=Path, help="its first line is sent as Authorization: Bearer")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="longest wait for one answer (default 10)")
     options = parser.parse_args(arguments)
-    if not options.timeout_s > 0:
-        parser.error(f"--timeout-s {options.timeout_s}: must be above 0")
+    if not 0 < options.timeout_s < math.inf:
+        parser.error(f"--timeout-s {options.timeout_s}: must be a number of seconds above 0")
     url: Any = urlsplit(options.url)
     files = tuple(filter(None, (options.token_file,)))
     needs = sealed_connector.Needs(reads=files, ports=(url.port or {"https": 443, "http": 80}[url.scheme],))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import logging
 import os
@@ -36,10 +37,14 @@ class FilePosition(msgspec.Struct, frozen=True):
     """The name that it was first read by, if it has been renamed."""
 
     @property
+    def first_name(self) -> str:
+        """The name that it was first read by, which says how it is read."""
+        return self.origin or self.file
+
+    @property
     def known(self) -> str:
         """What the ids of its events begin with."""
-        name = self.origin or self.file
-        return f"{name}~{self.generation}" if self.generation else name
+        return f"{self.first_name}~{self.generation}" if self.generation else self.first_name
 
     def at(self, offset: int, file: IO[bytes]) -> FilePosition:
         """The same file, read up to another offset."""
@@ -49,9 +54,9 @@ class FilePosition(msgspec.Struct, frozen=True):
 
     def is_of(self, file: IO[bytes]) -> bool:
         """Whether an opened file is the one that was read, perhaps longer by now."""
-        if os.fstat(file.fileno()).st_size < self.offset:
-            return False
-        return not self.mark or self.mark == _mark(file, self.offset)
+        if self.mark:
+            return self.mark == _mark(file, self.offset)
+        return isinstance(file, gzip.GzipFile) or os.fstat(file.fileno()).st_size >= self.offset
 
     def begun_again(self) -> FilePosition:
         """The beginning of another file by that name."""

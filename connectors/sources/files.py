@@ -16,9 +16,9 @@ the same ids, which joins and sinks know. Another source with the same state wai
 
 **Rotation.** Files only grow. One that holds something else than what was read from it, since it was rewritten, cut
 off or replaced, is another one: a warning says so, and it is read from its beginning, as ``<file name>~1:…``. A file
-that was renamed within a folder given as ``--path`` is read on under its new name, by the ids of the old one. What was
-added to a file and cut off again before it was seen is lost, as is the rest of one that was moved away: to rotate,
-begin a new name.
+that was renamed within a folder given as ``--path`` is read on under its new name, by the ids of the old one, and so is
+what comes by that name later. What was added to a file and cut off again before it was seen is lost, as is the rest of
+one that was moved away or packed: to rotate, begin a new name.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import fnmatch
 import gzip
 import logging
 import os
+import stat
 import sys
 import time
 import zlib
@@ -223,13 +224,14 @@ class Files:
         """
         try:
             if not self._path.is_dir():
-                self._path.stat()
+                if not stat.S_ISREG(self._path.stat().st_mode):  # a pipe would be waited for, for ever
+                    raise InvalidFile(f"{self._path}: is no file or folder that can be read again; give another --path")
                 return [self._path.name]
             with os.scandir(self._path) as entries:
                 return sorted(
                     entry.name
                     for entry in entries
-                    if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in self._patterns)
+                    if self._counts(entry.name)
                     and not entry.name.startswith(".")
                     and entry.is_file(follow_symlinks=False)
                 )
@@ -237,6 +239,10 @@ class Files:
             if isinstance(error, FileNotFoundError) and self._path.name in self._state.places:
                 return []  # about to be replaced
             raise InvalidFile(f"{self._path}: cannot be read ({error.strerror}); give another --path") from None
+
+    def _counts(self, name: str) -> bool:
+        """Whether a file is of the patterns, or has a name that one of them was given: more may have come by it."""
+        return name in self._state.places or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns)
 
     def read(self, name: str, place: FilePosition, *, whole: bool) -> tuple[list[SourceEvent], FilePosition]:
         """Events of a file from a place on, at most some hundreds, and the place after them.
@@ -248,17 +254,13 @@ class Files:
         if not _is_text(name):
             raise InvalidFile(f"{str(path)!a}: its name is no UTF-8 text, as ids of events are; rename it")
         events: list[SourceEvent] = []
-        packed = name.endswith(".gz")
+        offset = place.offset
         try:
-            with cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb") as file:
-                if not packed and not place.is_of(file):
-                    logger.warning(
-                        "%s: holds something else than what was read up to byte %d (cut off, rewritten or replaced); "
-                        "it is read from its beginning, as %s", path, place.offset, place.begun_again().known,
-                    )  # fmt: skip
+            with _opened(path, place.first_name) as file:
+                if not place.is_of(file):
                     place = place.begun_again()
-                offset = place.offset
-                for one in self._events(file, name, offset, whole=whole):
+                    offset = 0
+                for one in self._events(file, place.first_name, offset, whole=whole):
                     identity = f"{place.known}:{one.begin}".encode()
                     key = key_of(one.value, self._key_field)
                     events.append(SourceEvent(identity, one.value, key, refusal=one.refusal))
@@ -266,13 +268,13 @@ class Files:
                     if len(events) == _AT_ONCE:
                         break
                 if events:
-                    place = msgspec.structs.replace(place, offset=offset) if packed else place.at(offset, file)
+                    place = place.at(offset, file)
         except FileNotFoundError:
             return [], place  # it was moved away; what it held has been sent as far as we came
         except (OSError, EOFError, zlib.error) as error:
             if events or (isinstance(error, EOFError) and not whole):  # it may still be being compressed
                 return events, msgspec.structs.replace(place, offset=offset, mark="")
-            if isinstance(error, PermissionError) and place.offset:
+            if isinstance(error, PermissionError) and name in self._state.places:
                 raise InvalidFile(
                     f"{path}: is another file than at the start, which the sealed process may not open; start it "
                     f"again, or give its folder as --path and its name as --pattern"
@@ -281,20 +283,30 @@ class Files:
         return events, place
 
     def _renamed(self) -> list[FilePosition]:
-        """Files of the folder that were read by a name which is another file's now, or nobody's."""
+        """Files of the folder that have another name now, and the beginnings of what comes by their old ones."""
         if not self._path.is_dir():
             return []
         with os.scandir(self._path) as entries:
             text = (entry for entry in entries if _is_text(entry.name) and entry.is_file(follow_symlinks=False))
-            names = {entry.inode(): entry.name for entry in text}
-        found = []
-        for place in self._state.places.values():
+            inodes = {entry.name: entry.inode() for entry in text}
+        names = {inode: name for name, inode in inodes.items()}
+        places = [place for place in self._state.places.values() if place.mark]
+        stayed = {place.inode for place in places if inodes.get(place.file) == place.inode}
+        begun, found = {}, {}
+        for place in places:
             name = names.get(place.inode)
-            if name is not None and name not in self._state.places and place.mark:
-                with contextlib.suppress(FileNotFoundError), (self._path / name).open("rb") as file:
+            if name is not None and place.inode not in stayed:
+                with contextlib.suppress(OSError, EOFError), _opened(self._path / name, place.first_name) as file:
                     if place.is_of(file):  # the system gives the numbers of files that are gone to others
-                        found.append(msgspec.structs.replace(place, file=name, origin=place.origin or place.file))
-        return found
+                        begun[place.file] = place.begun_again()
+                        found[name] = msgspec.structs.replace(place, file=name, origin=place.first_name)
+        return list((begun | found).values())
+
+    async def _note_renamed(self) -> None:
+        for place in await asyncio.to_thread(self._renamed):
+            if place.offset:
+                logger.info("%s is called %s now; it is read on", place.known, place.file)
+            self._state.note(place)
 
     def _events(self, file: IO[bytes], name: str, begin: int, *, whole: bool) -> Iterator[FileEvent]:
         if name.removesuffix(".gz").endswith(".csv"):
@@ -311,13 +323,11 @@ class Files:
         unreadable: dict[str, InvalidFile] = {}
         while not stop.is_set():
             sent = 0
+            await self._note_renamed()
             names = await asyncio.to_thread(self.names)
-            for place in await asyncio.to_thread(self._renamed):
-                logger.info("%s is called %s now; it is read on", place.known, place.file)
-                self._state.note(place)
-            others = [place.file for place in self._state.places.values() if place.origin and place.file not in names]
-            for name in (*others, *names):
-                place = self._state.places.get(name, FilePosition(name))
+            places = (self._state.places.get(name, FilePosition(name)) for name in names)
+            for place in sorted(places, key=lambda place: not place.origin):  # what was renamed is older
+                name = place.file
                 try:
                     sent += await self._send(place, delivery, stop, follow=follow)
                     unreadable.pop(name, None)
@@ -336,6 +346,18 @@ class Files:
         if unreadable:
             raise next(iter(unreadable.values()))
 
+    async def _begun_again(self, place: FilePosition) -> FilePosition:
+        """Note that another file has a file's name now, which may have another one; return where the new one begins."""
+        self._state.note(place)
+        await self._note_renamed()
+        if self._state.places[place.file] == place:
+            self._state.note(again := place.begun_again())
+            logger.warning(
+                "%s: holds something else than what was read up to byte %d (cut off, rewritten or replaced); "
+                "it is read from its beginning, as %s", place.file, place.offset, again.known,
+            )  # fmt: skip
+        return self._state.places[place.file]
+
     async def _send(self, place: FilePosition, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> int:
         """Send what is new in one file."""
         sent = 0
@@ -344,9 +366,10 @@ class Files:
             while not stop.is_set():
                 events, after = await asyncio.to_thread(self.read, place.file, place, whole=not follow)
                 if after.generation != place.generation:
-                    place = place.begun_again()
-                    self._state.note(place)
+                    place = await self._begun_again(place)
+                    continue
                 if not events:
+                    self._state.places.setdefault(place.file, place)  # seen: if it goes, it is about to be replaced
                     break
                 await delivery.deliver(events)
                 sent, place = sent + len(events), after
@@ -357,6 +380,10 @@ class Files:
             if sent:
                 self._state.note(place)
         return sent
+
+
+def _opened(path: Path, first_name: str) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path)) if first_name.endswith(".gz") else path.open("rb")
 
 
 def _is_text(name: str) -> bool:

@@ -147,6 +147,7 @@ async def serve(options: argparse.Namespace, seal: sealed_connector.Seal) -> Htt
         InvalidFile: a token or certificate cannot be read.
     """
     stop, where = sealed_connector.stopping(), options.bootstrap_servers
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # what a client sends that is no HTTP is its affair
     tokens = BearerTokens(_tokens(options.token_file)) if options.token_file else None
     tls = _context(options.certificate, options.key)
     async with contextlib.AsyncExitStack() as stack:
@@ -214,7 +215,9 @@ def _context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | Non
     try:
         context.load_cert_chain(certificate, key, "")  # without a password OpenSSL asks the terminal for one, and waits
     except OSError as error:
-        raise InvalidFile(f"{certificate}: no certificate with its key, unencrypted ({error})") from None
+        raise InvalidFile(
+            f"{certificate}: no certificate with its key, unencrypted ({error}); give its key as --key"
+        ) from None
     return context
 
 
@@ -258,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.token_file is None and not ipaddress.ip_address(options.listen[0]).is_loopback:
         parser.error(f"--listen {options.listen[0]}: others can connect, so that --token-file is needed")
+    if options.key and not options.certificate:
+        parser.error(f"--key {options.key}: HTTPS needs its --certificate, too")
     if options.most_behind and not options.group:
         parser.error("--most-behind needs --group, of the pipeline's first stage: <pipeline>.<stage>")
 

@@ -124,6 +124,7 @@ _HEADERS = {
 LOOK_AGAIN_S = 0.5
 """How often results, and how far the pipeline is behind, are looked at, s."""
 _AGAIN_AFTER_S = 1
+_PORT = re.compile(r":\d*$")
 _OWN_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -303,7 +304,7 @@ class Ingest:
             if isinstance(known, Refused):
                 return known
             sender = known
-        elif request.headers.get("Host", "").rpartition(":")[0] not in _OWN_NAMES:
+        elif _PORT.sub("", request.headers.get("Host", "")).lower() not in _OWN_NAMES:
             # A page of another site could otherwise send through a name of its own that resolves to this machine.
             return Refused(421, "without --token-file events are taken only by this machine's own name")
         if request.content_type != "application/json":  # which no page of another site can send without asking
@@ -351,6 +352,8 @@ async def _body(request: web.Request, limits: IngestLimits) -> bytes | Refused:
             body = await request.read()
     except TimeoutError:
         return Refused(408, f"the body did not come within {limits.body_s:g} s")
+    except (web.RequestPayloadError, ConnectionError) as error:  # the client has gone, or packs it in another way
+        return Refused(400, f"the body cannot be read ({error}); send all of it, as Content-Encoding says")
     except web.HTTPRequestEntityTooLarge:
         return Refused(413, f"an event may have {limits.body_bytes} bytes")
     try:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sources import delivery
 from inferline_stream.connectors.sources.delivery import Delivery, SourceEvent
+from inferline_stream.errors import UsageError
 from inferline_stream.isolation.confinement import ports_of
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.record_producer import RecordProducer
@@ -70,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
     parser = delivery.parser_of(_MODULE, "Send the records of another topic into a pipeline's source topic.")
     parser.add_argument("--from-topic", required=True, help="to follow; must exist")
-    parser.add_argument("--from-bootstrap-servers", metavar="HOST:PORT", help="its Kafka, if it is another")
+    parser.add_argument(
+        "--from-bootstrap-servers",
+        type=sealed_connector.kafka_at,
+        metavar="HOST:PORT",
+        help="its Kafka, if it is another",
+    )
     parser.add_argument("--keep-timestamps", action="store_true", help="of the records; latency counts from them")
     parser.add_argument("--group", help="consumer group (default: <from-topic>-to-<topic>)")
     parser.add_argument("--start", choices=STARTS, default="committed", help="where to begin, as sinks have it")
@@ -86,10 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             TopicFollower(source, options.from_topic, options.start, group=group, gapless=True) as follower,
             RecordProducer(options.bootstrap_servers, options.topic) as producer,
         ):
+            if options.from_topic == options.topic:
+                async with TopicFollower(options.bootstrap_servers, options.topic, start={}) as written:
+                    if written.topic_id and written.topic_id == follower.topic_id:
+                        raise UsageError(
+                            f"--from-topic {options.from_topic}: at {source} it is the topic that is sent into, "
+                            f"{options.topic} at {options.bootstrap_servers}; give another --topic"
+                        )
             delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
             seal()
             await follow(follower, delivery, stop, options.from_topic, keep=options.keep_timestamps)
         sealed_connector.tell(delivery.counts)
+        sealed_connector.end_if_halted(follower.halted, "sent")
 
     needs = sealed_connector.Needs(ports=ports_of(source))
     return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)

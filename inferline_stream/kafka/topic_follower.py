@@ -75,9 +75,14 @@ class TopicFollower:
         )
 
     @property
+    def topic_id(self) -> str:
+        """The beginning of the topic's id, which no other topic has anywhere; empty where Kafka gives none."""
+        return self._reader.topic.id
+
+    @property
     def ids_from(self) -> str:
         """What the ids of the topic's events begin with; see `event_id_prefix`."""
-        return event_id_prefix(self._topic, self._reader.topic.id)
+        return event_id_prefix(self._topic, self.topic_id)
 
     @property
     def positions(self) -> Mapping[int, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.connectors.sinks.postgres import Database, Table
+from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
@@ -47,7 +48,9 @@ async def rows(postgres: LocalPostgres, table: str) -> dict[str, object]:
     try:
         if await connection.fetchval("SELECT to_regclass($1)", table) is None:
             return {}
-        return {row["event_id"]: json.loads(row["value"]) for row in await connection.fetch(f"SELECT * FROM {table}")}
+        return {
+            str(row["event_id"]): json.loads(row["value"]) for row in await connection.fetch(f"SELECT * FROM {table}")
+        }
     finally:
         await connection.close()
 
@@ -105,11 +108,14 @@ async def test_values_that_a_table_can_never_take_are_dead_letters(embedded_brok
     assert (counts["written"], counts["refused"]) == (2, 3)
 
 
-async def test_a_row_that_a_trigger_of_the_tables_owner_refuses_holds_up_no_other(embedded_broker, postgres, password):
+@pytest.mark.parametrize("code", ["raise_exception", "check_violation", "U0001"])
+async def test_a_row_that_a_trigger_of_the_tables_owner_refuses_holds_up_no_other(
+    embedded_broker, postgres, password, code
+):
     where = embedded_broker.bootstrap_servers
     topic = await topic_on(where, partitions=1)
     table = f"guarded_{uuid.uuid4().hex[:8]}"
-    refuses = "IF new.value = '1' THEN RAISE EXCEPTION 'no ones here'; END IF; RETURN new;"
+    refuses = f"IF new.value = '1' THEN RAISE EXCEPTION 'no ones here' USING ERRCODE = '{code}'; END IF; RETURN new;"
     await owned(postgres, table, refuses)
     await send(where, topic, [("a", b"0"), ("b", b"1"), ("c", b"2")])
     async with running(
@@ -128,24 +134,75 @@ async def test_more_rows_than_a_slow_database_takes_in_one_answer_are_stored_all
     await owned(postgres, table, "PERFORM pg_sleep(0.002); RETURN new;")
     monkeypatch.setattr("inferline_stream.connectors.sinks.postgres._ANSWER_S", limit_s)
     records = [Record(None, b"%d" % n, [(EVENT_ID, b"e%d" % n)], 0, offset=n) for n in range(2000)]  # for 4 s
-    at = Database("127.0.0.1", postgres.port, postgres.user, postgres.database)
-    async with Table(at, table, password=postgres.password) as sink:
+    async with sink_of(postgres, table) as sink:
         assert await sink.store(records, "topic") == []
         assert sink.counts.written == 2000
     assert len(await rows(postgres, table)) == 2000
 
 
-async def owned(postgres: LocalPostgres, table: str, does: str) -> None:
-    """Make a table whose owner has each row that is written pass a trigger."""
+async def executed(postgres: LocalPostgres, statements: str) -> None:
     connection = await asyncpg.connect(postgres.url, password=postgres.password)
     try:
-        await connection.execute(
-            f"CREATE TABLE {table} (event_id text PRIMARY KEY, recorded_at timestamptz, value jsonb);"
-            f"CREATE FUNCTION {table}_row() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {does} END$$;"
-            f"CREATE TRIGGER each BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_row();"
-        )
+        await connection.execute(statements)
     finally:
         await connection.close()
+
+
+async def owned(postgres: LocalPostgres, table: str, does: str) -> None:
+    """Make a table whose owner has each row that is written pass a trigger."""
+    await executed(
+        postgres,
+        f"CREATE TABLE {table} (event_id text PRIMARY KEY, recorded_at timestamptz, value jsonb);"
+        f"CREATE FUNCTION {table}_row() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {does} END$$;"
+        f"CREATE TRIGGER each BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_row();",
+    )
+
+
+def sink_of(postgres: LocalPostgres, table: str) -> Table:
+    at = Database("127.0.0.1", postgres.port, postgres.user, postgres.database)
+    return Table(at, table, password=postgres.password)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ("event_id text, recorded_at timestamptz, value jsonb", "no unique or exclusion constraint"),
+        ("event_id text PRIMARY KEY, recorded_at timestamp, value jsonb", "query argument $2"),
+        ("event_id text PRIMARY KEY, recorded_at timestamptz, value bytea", "query argument $3"),
+        ("event_id text PRIMARY KEY, recorded_at timestamptz, result jsonb", 'column "value"'),
+    ],
+)
+async def test_a_table_that_can_take_no_event_is_said_at_the_start(postgres, columns, said):
+    table = f"other_{uuid.uuid4().hex[:8]}"
+    await executed(postgres, f"CREATE TABLE {table} ({columns})")
+    with pytest.raises(InvalidInput, match="it needs event_id with a unique key") as error:
+        async with sink_of(postgres, table):
+            pass
+    assert said in str(error.value)
+
+
+async def test_a_schema_that_is_missing_is_said_at_the_start(postgres):
+    with pytest.raises(InvalidInput, match='schema "nowhere" does not exist'):
+        async with sink_of(postgres, "nowhere.verdicts"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "event_id uuid PRIMARY KEY, recorded_at timestamptz, value json",
+        "event_id varchar(40) UNIQUE, recorded_at timestamptz, value text, noted timestamp DEFAULT now()",
+        "event_id varchar(33) PRIMARY KEY, recorded_at timestamptz(0), value varchar(100)",
+        "event_id varchar(2) PRIMARY KEY, recorded_at timestamptz, value jsonb",
+    ],
+)
+async def test_a_table_of_somebody_elses_takes_events_as_well(postgres, columns):
+    table = f"others_{uuid.uuid4().hex[:8]}"
+    await executed(postgres, f"CREATE TABLE {table} ({columns})")
+    known = uuid.uuid4().hex if "uuid" in columns else "e1"
+    async with sink_of(postgres, table) as sink:
+        assert await sink.store([Record(None, b'{"n": 1}', [(EVENT_ID, known.encode())], 0)], "topic") == []
+    assert list((await rows(postgres, table)).values()) == [{"n": 1}]
 
 
 async def test_a_password_that_is_wrong_is_said_at_once(embedded_broker, postgres, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +19,14 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaStorageError
 from aiokafka.protocol.commit import OffsetCommitRequest
 
-from inferline_stream.connectors.sinks.topic_sink import Refusal, SinkCounts, TopicSink
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink
 from inferline_stream.embedded_broker.groups import Group
 from inferline_stream.embedded_broker.server import EmbeddedBroker
 from inferline_stream.kafka.records import LIMIT_BYTES, Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, HEADER_PREFIX
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.contracts.commands import DEADLINE_S, until_lines
+from tests.contracts.commands import DEADLINE_S, command, isolated_part_of, until_lines
 from tests.contracts.sink_process import Command, moving, numbered, running, send, topic_on, until_stored
 from tests.contracts.webhook_receiver import Receiver
 from tests.support.deadlines import until
@@ -41,6 +42,34 @@ class Refusing:
         return [Refusal(record, "no") for record in records]
 
 
+class Busy:
+    """A store that asks once to come again later."""
+
+    def __init__(self, after_s: float) -> None:
+        self.counts = SinkCounts()
+        self.tried_s: list[float] = []
+        self._after_s = after_s
+
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
+        self.tried_s.append(asyncio.get_running_loop().time())
+        if len(self.tried_s) == 1:
+            raise Away("busy", self._after_s)
+        return []
+
+
+class Faltering:
+    """A store that takes one event at each attempt."""
+
+    def __init__(self) -> None:
+        self.counts = SinkCounts()
+
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
+        self.counts.written += 1
+        if self.counts.written < len(records):
+            raise Away("no more now")
+        return []
+
+
 @pytest.fixture
 def receiver() -> Receiver:
     return Receiver()
@@ -52,7 +81,12 @@ def receiver() -> Receiver:
         (("postgres", "--database", "postgresql://me:pw@h/db", "--table", "t"), "a password in a URL is seen"),
         (("postgres", "--database", "postgresql://me@h/db", "--table", "t; DROP TABLE t"), "letters, digits"),
         (("webhook", "--url", "file:///etc/passwd"), "must begin with https:// or http://"),
+        (("postgres", "--database", "postgresql://me@h/db?sslmode=require", "--table", "t"), "give it as --tls on"),
         (("webhook", "--url", "http://me:pw@h/"), "a password in a URL is seen"),
+        (("webhook", "--url", "http://h:99999/"), "'http://h:99999/': Port out of range"),
+        (("webhook", "--url", "http://[::1"), "'http://[::1': Invalid IPv6 URL"),
+        (("webhook", "--url", "http://h/", "--timeout-s", "inf"), "--timeout-s inf: must be a number of seconds"),
+        (("webhook", "--url", "http://h/", "--dead-letters", "t"), "--dead-letters t: the sink reads that topic"),
     ],
 )
 async def test_what_cannot_be_or_would_show_a_secret_is_refused_before_anything_starts(options, said):
@@ -63,11 +97,75 @@ async def test_what_cannot_be_or_would_show_a_secret_is_refused_before_anything_
     assert said in error.decode()
 
 
+async def test_a_store_that_says_when_to_come_again_is_not_asked_before(embedded_broker):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where)
+    await send(where, topic, numbered(range(1)))
+    busy = Busy(after_s=0.5)
+    sink = TopicSink(where, topic=topic, store=busy, what="it", group=f"{topic}-out", again_at_most_s=0.01)
+    async with asyncio.timeout(DEADLINE_S), moving(sink):
+        await until_stored(where, topic, f"{topic}-out")
+    first_s, second_s = busy.tried_s
+    assert second_s - first_s >= 0.5
+
+
+async def test_a_store_that_takes_some_events_each_time_is_not_left_alone_longer_and_longer(
+    embedded_broker, monkeypatch
+):
+    monkeypatch.setattr("inferline_stream.connectors.sinks.topic_sink._AGAIN_S", 0.01)
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where, partitions=1)
+    await send(where, topic, numbered(range(30)))
+    sink = TopicSink(where, topic=topic, store=Faltering(), what="it", group=f"{topic}-out", again_at_most_s=1e9)
+    async with asyncio.timeout(20), moving(sink):
+        await until_stored(where, topic, f"{topic}-out")
+    assert sink.counts.written == 30
+
+
 async def test_a_setting_reaches_the_sealed_process_which_refuses_what_is_no_duration(tmp_path):
     sink = await jsonl("127.0.0.1:9", "t", tmp_path / "out.jsonl", check_s="often")
     _, error = await sink.process.communicate()
     assert sink.process.returncode == 2
     assert "INFERLINE_TOPIC_CHECK_S='often' is not a number of seconds" in error.decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "said"),
+    [
+        ("sinks.jsonl", "/dev/null", "/dev/null: is no ordinary file"),
+        ("sinks.jsonl", "/dev/stdout", "/dev/stdout: is no ordinary file"),
+        ("sources.files", "/dev/zero", "/dev/zero: is no file or folder"),
+    ],
+)
+async def test_what_is_no_file_is_refused(embedded_broker, tmp_path, kind, path, said):
+    where, state = embedded_broker.bootstrap_servers, ("--state", str(tmp_path / "state"))
+    topic = await topic_on(where)
+    async with running(kind, where, topic, "--path", path, *(state if kind == "sources.files" else ())) as started:
+        _, error = await started.process.communicate()
+    assert (started.process.returncode, said in error.decode(), b"Traceback" in error) == (3, True, False)
+
+
+async def test_no_address_of_kafka_is_named():
+    async with running("sinks.jsonl", "", "t", "--path", "unused") as sink:
+        _, error = await sink.process.communicate()
+    assert sink.process.returncode == 2
+    assert "argument --bootstrap-servers: '' is not an address of Kafka" in error.decode()
+
+
+async def test_ctrl_c_while_a_connector_starts_ends_it_without_a_traceback(embedded_broker, tmp_path):
+    topic = await topic_on(embedded_broker.bootstrap_servers)
+    for wait_s in (0.1, 0.3, 0.5):
+        async with command(
+            sys.executable, "-m", "inferline_stream.connectors.sinks.jsonl", "--topic", topic,
+            "--bootstrap-servers", embedded_broker.bootstrap_servers, "--path", str(tmp_path / "out.jsonl"),
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            await until(lambda started=process: isolated_part_of(started) != started.pid, "the isolated process")
+            await asyncio.sleep(wait_s)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            _, error = await process.communicate()
+        assert b"Traceback" not in error
+        assert process.returncode in (0, 143)
 
 
 async def test_sinks_and_sources_whose_kafka_is_gone_end_in_order(receiver, tmp_path):

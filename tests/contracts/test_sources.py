@@ -17,7 +17,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
@@ -148,6 +149,33 @@ async def test_nobody_sends_without_a_token_and_nothing_that_is_wrong_gets_in(em
     assert [record.value for record in await records_of(where, topic, 1)] == [b"7"]
 
 
+async def test_what_is_no_http_or_ends_in_the_middle_is_no_error_of_ours(embedded_broker, tmp_path):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where)
+    async with http(where, topic, tmp_path) as (process, client):
+        status, answer = await client.post(raw=b"{}", Content_Encoding="gzip")
+        assert (status, answer["error"].startswith("the body cannot be read (")) == (400, True)
+        address = re.search(r"//(.+):(\d+)/", client.url)
+        head = (
+            f"POST /events HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+        )
+        for sent in ("garbage\r\n\r\n", f"{head}Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{{}}"):
+            reader, writer = await asyncio.open_connection(address[1], int(address[2]))
+            writer.write(sent.encode())
+            assert (await reader.readline()).split()[1] == b"400"
+            writer.close()
+        for sent in ("Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
+            _, writer = await asyncio.open_connection(address[1], int(address[2]))
+            writer.write((head + sent).encode())
+            await asyncio.sleep(0.2)
+            writer.close()
+        assert (await client.post(7))[0] == 202
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+    assert b"Traceback" not in errors
+    assert b"ERROR" not in errors
+
+
 async def test_a_thousand_idle_connections_cost_a_sealed_source_no_event(embedded_broker, tmp_path):
     where = embedded_broker.bootstrap_servers
     topic = await topic_on(where)
@@ -246,7 +274,9 @@ async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_said_to_
         ("http", ("--listen", "0.0.0.0:0"), "--token-file is needed"),
         ("http", ("--listen", "localhost"), "must be an address and a port"),
         ("http", ("--most-behind", "5"), "needs --group"),
+        ("http", ("--key", "key.pem"), "HTTPS needs its --certificate"),
         ("topic", ("--from-topic", "t"), "cannot be sent into itself"),
+        ("topic", ("--from-topic", "u", "--from-bootstrap-servers", "h:x"), "'h:x' is not an address of Kafka"),
     ],
 )
 async def test_what_cannot_be_is_refused_before_anything_starts(kind, options, said):
@@ -262,8 +292,10 @@ async def test_without_tokens_only_this_machine_by_its_own_name_may_send(embedde
     async with running("http", where, topic, "--listen", "127.0.0.1:0") as process, aiohttp.ClientSession() as session:
         url = (await said(process, r"taken at (http://\S+)"))[1]
         client = Client(session, url)
-        assert (await client.post(1, Authorization="", Host="evil.example:80"))[0] == 421
-        assert (await client.post(1, Authorization=""))[0] == 202
+        for host in ("evil.example:80", "evil.example", "", "localhost.evil.example", "[::1"):
+            assert (await client.post(1, Authorization="", Host=host))[0] == 421
+        for host in ("LocalHost", "localhost:80", "127.0.0.1", "[::1]", "[::1]:80"):  # 80 and 443 are left out
+            assert (await client.post(1, Authorization="", Host=host))[0] == 202
         await stopped(process)
 
 
@@ -428,6 +460,39 @@ async def test_a_record_that_holds_nothing_is_copied_and_stops_none_of_those_aft
         found = await records_of(where, topic, 2)
         assert await stopped(process) == {"sent": 2, "refused": 0}
     assert {(record.key, record.value) for record in found} == {(None, None), (None, b"1")}
+
+
+async def test_a_source_that_retention_has_passed_on_a_partition_sends_the_others_and_ends_with_a_message(apache_kafka):
+    where = apache_kafka.bootstrap_servers
+    topic, other = await topic_on(where), await topic_on(where)
+    async with AIOKafkaProducer(bootstrap_servers=where) as producer:
+        await producer.send_and_wait(topic, b"1", partition=0)
+        async with running("topic", where, other, "--from-topic", topic) as process:
+            await records_of(where, other, 1)
+            await stopped(process)
+        for value in (b"2", b"3"):
+            await producer.send_and_wait(topic, value, partition=0)
+        await producer.send_and_wait(topic, b"4", partition=1)
+    admin = AIOKafkaAdminClient(bootstrap_servers=where)
+    await admin.start()
+    await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=2)})
+    await admin.close()
+    async with running("topic", where, other, "--from-topic", topic) as process:
+        assert {record.value for record in await records_of(where, other, 2)} == {b"1", b"4"}
+        process.send_signal(signal.SIGTERM)
+        output, error = await process.communicate()
+    assert (process.returncode, json.loads(output)["sent"]) == (1, 1)
+    assert b"not sent. partition 0: Kafka no longer has offset 1, but 2" in error
+
+
+async def test_a_topic_is_not_sent_into_itself_by_another_address(kafka):
+    where = kafka.bootstrap_servers
+    topic = await topic_on(where)
+    other = ("--from-topic", topic, "--from-bootstrap-servers", f"PLAINTEXT://{where}")
+    async with running("topic", where, topic, *other) as process:
+        _, error = await process.communicate()
+    assert process.returncode == 2
+    assert f"--from-topic {topic}: at PLAINTEXT://{where} it is the topic that is sent into" in error.decode()
 
 
 async def test_a_topic_is_copied_with_keys_headers_and_ids_and_goes_on_where_it_stopped(kafka):

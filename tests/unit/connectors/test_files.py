@@ -196,6 +196,110 @@ async def test_a_file_that_was_renamed_loses_no_line_and_repeats_none(tmp_path, 
     assert await look(folder, taken) == []
 
 
+def rotate(folder, name="a.jsonl"):
+    """As logrotate does: each rotated file gets the next number."""
+    for number in (3, 2, 1):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / f"{name}.{number}").rename(folder / f"{name}.{number + 1}")
+    (folder / name).rename(folder / f"{name}.1")
+
+
+async def test_files_that_are_renamed_again_and_again_lose_no_line_and_repeat_none(tmp_path, caplog):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    file = folder / "a.jsonl"
+    seen = []
+    for turn in range(1, 5):
+        file.write_text(f"{turn}0\n{turn}1\n")
+        seen += await look(folder, taken)
+        with file.open("a") as writer:
+            writer.write(f"{turn}2\n")
+        rotate(folder)
+        seen += await look(folder, taken) if turn % 2 else []
+    seen += await look(folder, taken)
+    assert sorted(value for _, value in seen) == [turn * 10 + n for turn in range(1, 5) for n in range(3)]
+    assert len({known for known, _ in seen}) == len(seen)
+    assert "something else" not in caplog.text, "it is known where they are"
+
+
+async def test_a_file_that_came_and_went_between_two_looks_is_found_by_the_name_of_those_before_it(tmp_path):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    for line in ("1\n", "2\n"):
+        (folder / "a.jsonl").write_text(line)
+        await look(folder, taken)
+        rotate(folder)
+        await look(folder, taken)
+    for line in ("3\n", "4\n"):
+        (folder / "a.jsonl").write_text(line)
+        rotate(folder)
+    assert sorted(value for _, value in await look(folder, taken)) == [3, 4]
+    assert await look(folder, taken) == []
+
+
+async def test_a_file_that_is_renamed_while_it_is_sent_is_sent_to_its_end(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(f"{n}\n" for n in range(700)))
+
+    class Rotating(Taken):
+        async def deliver(self, events):
+            if not self.events:
+                rotate(folder)
+                (folder / "a.jsonl").write_text("700\n")
+            await super().deliver(events)
+
+    seen = await look(folder, Rotating()) + await look(folder, Taken())
+    assert sorted(value for _, value in seen) == list(range(701))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_renamed_file_is_read_on_as_what_it_is(tmp_path, packed):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    file = folder / ("a.csv.gz" if packed else "a.csv")
+
+    def write(text):
+        with file.open("ab") as writer:
+            writer.write(gzip.compress(text) if packed else text)
+
+    write(b"n\n1\n")
+    assert [value for _, value in await look(folder, taken)] == [{"n": "1"}]
+    write(b"2\n")
+    rotate(folder, file.name)
+    assert [value for _, value in await look(folder, taken)] == [{"n": "2"}]
+
+
+async def test_an_archive_that_was_rewritten_is_another_one(tmp_path):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    file = folder / "a.jsonl.gz"
+    for known, lines in (("a.jsonl.gz", "1\n2\n"), ("a.jsonl.gz~1", "3\n4\n5\n"), ("a.jsonl.gz~2", "6\n")):
+        file.write_bytes(gzip.compress(lines.encode()))
+        expected = [(f"{known}:{at * 2}", int(line)) for at, line in enumerate(lines.split())]
+        assert await look(folder, taken) == expected
+        assert await look(folder, taken) == []
+
+
+async def test_an_empty_file_may_be_about_to_be_replaced_as_well(tmp_path):
+    file, taken, stop = tmp_path / "a.jsonl", Taken(), asyncio.Event()
+    file.touch()
+    state = FilePositions(tmp_path / "state")
+    state.open()
+    with contextlib.closing(state):
+        followed = asyncio.create_task(files_of(file, state).send(taken, stop, follow=True))
+        await asyncio.sleep(0.1)
+        file.unlink()
+        await asyncio.sleep(0.8)
+        file.write_text("1\n")
+        async with asyncio.timeout(5):
+            while not taken.events and not followed.done():
+                await asyncio.sleep(0.05)
+        stop.set()
+        await followed
+    assert taken.events == [("a.jsonl:0", 1)]
+
+
 async def test_a_file_put_in_place_of_one_that_it_begins_with_is_the_same_one(tmp_path):
     folder, taken = tmp_path / "in", Taken()
     folder.mkdir()
@@ -228,6 +332,13 @@ def test_a_folders_files_come_by_name_and_hidden_ones_links_and_others_not_at_al
         (tmp_path / name).touch()
     (tmp_path / "e.jsonl").symlink_to("/etc/passwd")
     assert files_of(tmp_path, FilePositions(tmp_path / "state")).names() == ["a.csv", "b.jsonl"]
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_ends_never_or_cannot_be_read_again_is_refused(tmp_path, made):
+    made(path := tmp_path / "a.jsonl")
+    with pytest.raises(InvalidFile, match=r"a\.jsonl: is no file or folder"):
+        files_of(path).names()
 
 
 def test_keys_come_from_a_field(tmp_path):

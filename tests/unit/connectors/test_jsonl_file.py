@@ -68,6 +68,30 @@ def test_a_line_torn_by_a_crash_is_cut_off_and_its_event_written_again(path):
     assert [line["event_id"] for line in lines(path)] == ["e1", "e2"]
 
 
+def test_a_file_that_was_emptied_meanwhile_is_written_from_its_beginning(path):
+    file = taken(path)
+    file.append([record(0, event_id="e1"), record(1, event_id="e2")], "t")
+    os.truncate(path, 0)
+    file.append([record(2, event_id="e2"), record(3, event_id="e3")], "t")
+    file.close()
+    assert [line["event_id"] for line in lines(path)] == ["e3"]
+    taken(path).close()
+
+
+@pytest.mark.parametrize("harm", [os.unlink, lambda path: os.truncate(path, 10)])
+def test_no_event_is_written_to_a_file_that_was_deleted_or_cut_off(path, harm):
+    file = taken(path)
+    file.append([record(0, event_id="e1")], "t")
+    harm(path)
+    with pytest.raises(InvalidFile, match="was deleted or cut off"):
+        file.append([record(1, event_id="e2")], "t")
+    file.close()
+    again = taken(path)
+    again.append([record(1, event_id="e2")], "t")
+    again.close()
+    assert [line["event_id"] for line in lines(path)] == ["e2"]
+
+
 @pytest.mark.parametrize("value", [b"{", b"\xff", b"", b"\x81\xa1a\x01", b"1],[2", b"[" * 1000 + b"]" * 1000])
 def test_a_value_that_is_no_json_is_refused_and_does_not_hold_up_the_next(path, value):
     file = taken(path)

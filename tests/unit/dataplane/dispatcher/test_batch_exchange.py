@@ -89,7 +89,7 @@ def test_a_retired_replica_finishes_its_batch_before_it_is_sent_away():
         assert pool.phases() == {}
 
 
-def test_a_replica_that_moves_finishes_its_batch_and_is_not_told_to_leave():
+def test_a_replica_that_moves_finishes_its_batch_and_is_not_sent_away():
     with fed() as pool:
         replica = pool.attached()
         pool.fetched(b"x")
