@@ -12,6 +12,7 @@ again on the running version; only what that says of it counts. So no event is s
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -37,6 +38,9 @@ _MOST_OWED = 2
 
 _COPIES = 2
 """Copied batches that wait for a replica; further ones are not copied."""
+
+_TURN = (math.sqrt(5) - 1) / 2
+"""What `Canary._patience` changes by: multiples of the golden ratio keep no rhythm, and spread evenly."""
 
 
 class Copy(NamedTuple):
@@ -64,6 +68,8 @@ class Canary:
         """Events that the running version has to process, whose keys stay taken."""
         self._owed = 0.0
         """Events that it should have been given beyond those that it was."""
+        self._patience = 0.0
+        """So many batches it waits for its next turn: another part of one each time, as traffic may have a rhythm."""
         self._failed: dict[int, Event] = {}
         """By identity, those of them and of its batches in hand on which the version failed."""
         self._copies: deque[Copy] = deque()
@@ -134,7 +140,7 @@ class Canary:
             hold_ms: how long after the oldest of them came fewer events wait for more.
         """
         share, queue, now_s = self.share, session.queue, self._slot.now_s
-        turn = self._owed > 0 and share is not None and not share.mirror
+        turn = self._is_owed(min(self._most(), queue.eligible)) and share is not None and not share.mirror
         replica = self.pool.choose(now_s, queue.shared or queue.eligible) if queue.shared or turn else None
         if replica is None:
             return None
@@ -157,8 +163,20 @@ class Canary:
         counts.main_events += (not own) * len(events)
         keyed = self._slot.routes.keys_in_order
         keyless = sum(event.key is None for event in events) if keyed else len(events)
-        limit = max((self.pool.limit(replica.hardware) for replica in self.pool.replicas.values()), default=1)
-        self._owed = min(self._owed + share.share * keyless - own * keyless, _MOST_OWED * limit)
+        self._owed = min(self._owed + share.share * keyless - own * keyless, _MOST_OWED * self._most())
+        if own and keyless:
+            self._take_turn()
+
+    def _is_owed(self, events: int) -> bool:
+        """Whether it is its turn to get a batch of so many events."""
+        return self._owed > self._patience * events
+
+    def _take_turn(self) -> None:
+        self._patience = (self._patience + _TURN) % 1.0
+
+    def _most(self) -> int:
+        """Return the largest batch that a replica of it takes."""
+        return max((self.pool.limit(replica.hardware) for replica in self.pool.replicas.values()), default=1)
 
     def again(self, limit: int, session: Session) -> list[Event]:
         """Return events for the running version to process that this one did not, at most so many."""
@@ -184,8 +202,9 @@ class Canary:
             return
         counts.main_events += len(events)
         self._owed = min(self._owed + share.share * len(events), float(_COPIES * len(events)))
-        if self._owed > 0 and len(self._copies) < _COPIES:
+        if self._is_owed(len(events)) and len(self._copies) < _COPIES:
             self._owed -= len(events)
+            self._take_turn()
             counts.events += len(events)
             counts.main_events -= len(events)
             self._copies.append(Copy([event.payload for event in events], outcomes))

@@ -97,6 +97,26 @@ def test_it_gets_its_share_to_within_two_batches(share: float, limit: int, round
             assert (counts(slot).events, counts(slot).main_events) == (handed[new.name], handed[main.name])
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("every", [2, 3, 4, 10])
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_it_gets_its_share_of_events_that_come_in_a_rhythm_too(share: float, every: int, mirror: bool) -> None:
+    with fed() as slot:
+        granted(slot, share, mirror=mirror, limit=1)
+        main, new = slot.attached(), tried(slot)
+        got = Counter[int]()
+        for number in range(2000):
+            slot.fetched(b"%d" % number, first=number)
+            while busy := [replica for replica in (main, new) if replica.frames]:
+                for replica in busy:
+                    batch = replica.batch()
+                    got.update(int(each) % every for each in batch.inputs if replica is new)
+                    replica.answer(batch)
+        assert sum(got.values()) == pytest.approx(2000 * share, rel=0.02)
+        for rest in range(every):
+            assert got[rest] == pytest.approx(2000 * share / every, rel=0.3)
+
+
 def died(replica: Replica, batch: Batch) -> None:
     replica.die()
 
@@ -194,11 +214,11 @@ def test_a_server_that_is_away_or_a_lost_host_is_no_failure_of_it() -> None:
         batch = new.batch()
         new.say(Returned(batch.epoch, batch.batch, "busy"))
         main.answer(main.batch())
-        slot.fetched(b"4", b"5", first=4)
+        slot.fetched(b"4", first=4)
         assert isinstance(other.batch(), Batch)
         slot.lost(other.name)
         main.answer(main.batch())
-        slot.until(lambda: slot.offset() == 6, "all are committed")
+        slot.until(lambda: slot.offset() == 5, "all are committed")
         assert (counts(slot).answered, counts(slot).failed) == (0, 0)
 
 
