@@ -107,7 +107,7 @@ def test_of_five_at_once_a_server_finishes_two_in_time_and_counts_what_it_misses
     assert missed(np.zeros(5), np.full(5, window_s), 1.0, allowed) == late
 
 
-@pytest.mark.parametrize("at_once", [2, 4, 8])
+@pytest.mark.parametrize("at_once", [1, 2, 4, 8])
 def test_the_rate_that_is_required_lies_in_the_hundred_and_twenty_eighth_of_a_doubling_below_what_suffices(at_once):
     """Seven halvings of the ratio of two: six would leave more than a hundredth."""
     problem = plain_problem({"a": {"x": 0.01}}, np.zeros(at_once), 1.0, {"x": Hardware("x", 1.0)})

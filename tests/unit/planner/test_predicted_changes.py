@@ -102,6 +102,14 @@ def test_holding_batches_is_tried_down_to_a_single_replica():
     assert any(part.replicas == 1 and part.hold_s for part in offered)
 
 
+def test_holding_batches_is_tried_with_ever_fewer_replicas_of_many_by_a_tenth():
+    problem = chain(0.9)
+    evaluator, base = Evaluator(problem), ((Allocation("x", 1, 30),),)
+    offered = [choice.option[0] for choice in Surrogate(evaluator, evaluator.bounds, base).choices(0, 30.0)]
+    counts = sorted({part.replicas for part in offered if part.hold_s}, reverse=True)
+    assert counts[:7] == [29, 27, 25, 23, 21, 19, 18]
+
+
 def rare_bursts(bursts):
     """Bursts of three, of which two replicas make one late, and single events: of 150 in all one may be late."""
     arrivals_s = np.concatenate([np.repeat(np.arange(bursts) * 10.0, 3), 1000.0 + np.arange(150 - 3 * bursts) * 10.0])

@@ -66,6 +66,13 @@ def test_the_window_that_holds_most_for_its_length_says_how_much_traffic_there_i
     assert longest.needed == pytest.approx(needed("a", 1.0)), "the minute's window shows only what is over"
 
 
+def test_where_nothing_arrives_nothing_is_expected_to_rise():
+    found = demands(state(PLAIN), seen(0.0, (0, 0, 0), peak_rate=0.0))[1]["a"]
+    assert found.needed == 0.0
+    assert found.reason is Reason.ENVELOPE_EXCEEDED
+    assert found.detail.startswith("0 arrivals within 1 s, planned for 300")
+
+
 @pytest.mark.parametrize(("visits", "multiple"), [(0.75, 1.5), (0.56, 1.12), (0.54, 1.0), (0.46, 1.0), (0.25, 0.5)])
 def test_a_stage_that_is_visited_more_or_less_often_by_over_a_tenth_needs_as_much_more_or_less(visits, multiple):
     found = demand("b", visit_ratio=visits)

@@ -20,7 +20,7 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.group_changes import lost_s, most_wanted
 from inferline_stream.tuner.group_plan import plan_groups
-from inferline_stream.tuner.group_policy import QUIET_S, group_state, group_step
+from inferline_stream.tuner.group_policy import BRIEF_S, QUIET_S, group_state, group_step
 from inferline_stream.tuner.group_replan import begun, due_after_s, levelled, planned, taken_over
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.staffing_table import BRIEF_MULTIPLE
@@ -212,6 +212,15 @@ def test_what_runs_at_the_beginning_is_not_lowered_before_a_quiet_time_has_passe
     assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
 
 
+def test_what_was_wanted_is_remembered_for_a_quiet_time_and_no_longer() -> None:
+    watched = Watched(KIP848)
+    watched.run(90.0, 30.0)
+    watched.run(20.0, 2 * QUIET_S)
+    memory = watched.state.groups
+    assert memory is not None
+    assert len(memory.lately["a"]) == 1
+
+
 def test_what_people_should_know_is_said_where_members_would_be_lowered_in_the_same_step() -> None:
     watched = Watched(KIP848, held=8)
     before, now_s = watched.state, watched.now_s
@@ -256,6 +265,16 @@ def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
     watched.run(120.0, 15.0)
     assert watched.decisions[-1][3] > watched.planned
     assert watched.decisions[-1][2] is Reason.RATE_RISING  # what the default policy said ten seconds before
+
+
+def test_where_the_plans_number_is_held_fewer_members_at_the_beginning_become_as_many_after_ten_seconds() -> None:
+    watched = Watched(EAGER, held=1)
+    groups = replace(watched.state.basis.groups, changes_per_hour=5.0, needed_per_hour=20.0)  # type: ignore[type-var]
+    watched.state = replace(watched.state, basis=replace(watched.state.basis, groups=groups))
+    began_s = watched.now_s + 0.5
+    watched.run(28.0, 20.0)
+    assert watched.planned > 1
+    assert [(time_s, count) for time_s, _, _, count in watched.decisions] == [(began_s + BRIEF_S, watched.planned)]
 
 
 def test_the_hours_changes_are_no_more_than_are_paid_for_but_for_raises() -> None:
