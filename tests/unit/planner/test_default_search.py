@@ -368,6 +368,18 @@ def test_each_longer_piece_begins_with_what_was_found_on_the_one_before_the_chea
         assert asked == {40: [coarse], 400: given}
 
 
+def test_where_nothing_found_on_a_piece_meets_the_whole_the_cheapest_that_does_is_looked_for_there(monkeypatch):
+    monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 4)
+    monkeypatch.setattr(coarse_to_fine, "EFFORT", 0)
+    monkeypatch.setattr(coarse_to_fine, "_deeper", lambda *_, **__: iter(()))
+    problem = plain_problem({"a": {"x": 0.125}}, np.arange(400.0), 5.0, {"x": Hardware("x", 1.0)})
+    phases = []
+    known = [((Allocation("x", 1, count),),) for count in (1, 3)]
+    found = list(refine(Evaluator(problem), known, stop=lambda: False, report=lambda phase, _: phases.append(phase)))
+    assert found == known[:1]
+    assert "starting over on the whole trace" in phases
+
+
 def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it(monkeypatch):
     monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 1200)
     problem = random_problem(2, stages=2, rate=400, duration_s=60, slack=4.0)

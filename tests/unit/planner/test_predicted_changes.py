@@ -158,6 +158,13 @@ def test_what_an_option_alone_makes_of_the_latency_is_that_of_a_simulation_where
     assert [surrogate._alone_s(0, (Allocation(kind, 1, 1),)) for kind in ("slow", "fast")] == [0.25, 0.125]
 
 
+@pytest.mark.parametrize(("target_s", "late"), [(0.25, 0), (0.2499, 20)])
+def test_an_event_that_takes_just_the_target_is_in_time(target_s, late):
+    problem = plain_problem({"a": {"x": 0.25}}, np.arange(20.0), target_s, {"x": Hardware("x", 1.0)})
+    evaluator = Evaluator(problem)
+    assert Surrogate(evaluator, evaluator.bounds, ((Allocation("x", 1, 1),),)).late == late
+
+
 @pytest.mark.parametrize("events", [1, BLOCK, 3 * BLOCK + 5])
 @pytest.mark.parametrize("share", [-0.1, 0.0, 0.2, math.inf])
 def test_pairs_have_as_many_late_events_as_their_effects_together_make_or_more_than_asked_for(events, share):
