@@ -19,6 +19,7 @@ from inferline_stream.tuner.calendar import (
     BIN_S,
     BINS,
     NOTHING,
+    TRIED_BINS,
     TWO_DAYS,
     BeliefTrial,
     Calendar,
@@ -182,6 +183,16 @@ def test_a_leap_of_one_weekday_is_known_still_when_a_controller_takes_over_a_wee
     tried = BeliefTrial("UTC", 0).up_to(weeks(leapt_on(THE_FIRST_DAY_OF_EACH_WEEK), 15), at(9, 14))
     assert 0 < tried.missed[ANY_DAY] < 0.1 * tried.missed[NOTHING]
     assert tried.cheapest(600.0, 0.99) == TWO_DAYS, "of which nothing is known yet"
+
+
+def test_a_leap_is_missed_by_each_bin_that_it_comes_soon_after_and_less_each_day() -> None:
+    """Of no earlier day: what comes in each bin and the two after it beyond the bin before it."""
+    rates = [20.0] * 108 + [50.0, 80.0] + [20.0] * 10
+    known, kept = weeks(lambda hour, _: rates[int(hour * 3600 / BIN_S)], 118 / 288), 0.6 ** (BIN_S / DAY_S)
+    for number in range(106, 117):
+        came = [max(0.0, max(rates[n : n + TRIED_BINS]) - rates[n - 1]) for n in range(1, number - TRIED_BINS + 1)]
+        missed = sum(more * kept**ago for ago, more in enumerate(reversed(came)))
+        assert BeliefTrial("UTC", 0).up_to(known, at(0, 0) + number).missed[NOTHING] == pytest.approx(missed)
 
 
 @pytest.mark.parametrize(
