@@ -251,21 +251,39 @@ def test_nothing_is_foreseen_from_one_day_or_without_the_minutes_before() -> Non
     assert not any(growths(weeks(office, 14), at(9, 14), belief=ANY_DAY))
 
 
-def test_a_clock_change_moves_what_comes_at_nine_by_the_clock_on_the_wall() -> None:
-    berlin = ZoneInfo("Europe/Berlin")
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def through_a_clock_change(until: datetime) -> PastWeeks:
+    """Every day from 20 to 80/s at nine by the clock on the wall, since two weeks before it changes."""
     began_s = datetime(2026, 10, 12, tzinfo=UTC).timestamp()
 
     def rate(hour: float, day: int) -> float:
-        wall = datetime.fromtimestamp(began_s + DAY_S * day + 3600 * hour, berlin)
+        wall = datetime.fromtimestamp(began_s + DAY_S * day + 3600 * hour, BERLIN)
         return 80.0 if 9 <= wall.hour < 17 else 20.0
 
-    monday = datetime(2026, 10, 26, 9, tzinfo=berlin)  # the first after the change
+    return weeks(rate, (until.timestamp() - began_s) / DAY_S, began_s)
+
+
+def test_a_clock_change_moves_what_comes_at_nine_by_the_clock_on_the_wall() -> None:
+    monday = datetime(2026, 10, 26, 9, tzinfo=BERLIN)  # the first after the change
     number = int(monday.timestamp()) // BIN_S
-    known = weeks(rate, (monday.timestamp() - began_s) / DAY_S, began_s)
+    known = through_a_clock_change(monday)
     assert grows(known, number, "Europe/Berlin") == BELIEVED
     early = PastWeeks(known.first, known.rates[: -3600 // BIN_S])
     assert grows(early, number - 3600 // BIN_S, "Europe/Berlin") == 0.0
     assert grows(early, number - 3600 // BIN_S, "UTC") == BELIEVED, "an hour too soon"
+
+
+def test_where_people_correct_the_zone_what_days_have_taught_counts_by_the_right_clock() -> None:
+    """By UTC nothing is believed on the second day after a clock change: on the first it came an hour later."""
+    tuesday = datetime(2026, 10, 27, 9, tzinfo=BERLIN)
+    counter = WeekCounter(through_a_clock_change(tuesday))
+    wrong, right = (
+        counter.calendar(tuesday.timestamp(), TrafficSchedule(zone=zone), 100.0, 0.99).growth(600.0)
+        for zone in ("UTC", "Europe/Berlin")
+    )
+    assert (wrong, right) == (0.0, BELIEVED)
 
 
 def moment(schedule: TrafficSchedule, time_s: float, known: PastWeeks | None = None) -> Calendar:
