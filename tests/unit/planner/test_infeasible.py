@@ -1,5 +1,6 @@
 """The smallest SLO that can be met, against every candidate of small problems."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,17 @@ def test_a_stage_whose_every_event_may_be_late_is_not_what_cannot_keep_up():
     assert Evaluator(problem).bounds.required_rate[1] == 0.0
     with pytest.raises(Infeasible, match="stage 'a' cannot keep up"):
         provision(problem, pipeline="p")
+
+
+@pytest.mark.parametrize("service_s", [0.0123456, 12.34567, 1234.567])
+def test_the_smallest_slo_is_named_with_four_digits_and_rounded_up(service_s):
+    problem = plain_problem({"a": {"x": service_s}}, np.zeros(1), service_s / 2, {"x": Hardware("x", 1.0)})
+    with pytest.raises(Infeasible) as caught:
+        provision(problem, pipeline="p")
+    named = re.search(r"ask for an SLO of ([\d.]+) s or more", str(caught.value))
+    assert named is not None
+    assert service_s < float(named[1]) < service_s * 1.001
+    assert len(named[1].replace(".", "").lstrip("0")) == 4
 
 
 def test_where_only_the_papers_greedy_finds_no_plan_the_message_says_so():
