@@ -129,7 +129,7 @@ def test_what_makes_more_than_three_times_the_allowance_and_one_late_is_not_prop
 def test_dearer_options_are_proposed_up_to_six_times_the_least_price_of_a_stage():
     """A replica of each stage is enough; more of them are as good as one, and so proposed."""
     times_s = {stage: {"x": 0.125} for stage in "ab"}
-    problem = plain_problem(times_s, np.arange(20.0), 1.0, {"x": Hardware("x", 1.0)})
+    problem = plain_problem(times_s, np.arange(20.0), 1.0, {"x": Hardware("x", 2.0)})
     evaluator = Evaluator(problem)
     base = ((Allocation("x", 1, 1),),) * 2
     surrogate = Surrogate(evaluator, evaluator.bounds, base)
