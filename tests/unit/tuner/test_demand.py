@@ -117,6 +117,18 @@ def test_a_fallback_that_makes_more_than_a_fiftieth_asks_for_replicas_where_the_
     assert found.needed == pytest.approx(2 * 100.0 * 1.02 if asks else needed("a", 1.0))  # a replica more
 
 
+def test_a_fallback_that_carries_four_times_as_much_has_hidden_what_its_share_takes_the_stage_itself() -> None:
+    """Half of the events by it, in a quarter of the time: they would have taken eight fifths of what there is."""
+    tuner, observed = state(PLAIN), seen(0.0, AT_PLAN)
+    stages = tuple(replace(stage, carries=4.0) for stage in tuner.basis.stages)
+    tuner = replace(tuner, basis=replace(tuner.basis, stages=stages))
+    there = replace(observed.stages["a"], degraded_share=0.5, utilization=0.9)
+    for time_s in (0.0, 10.0):
+        busy = replace(observed, time_s=time_s, stages={**observed.stages, "a": there})
+        tuner, found = demands(tuner, busy)
+    assert found["a"].needed == pytest.approx(2 * 100.0 * 8 / 5)
+
+
 def test_more_visits_are_named_before_slower_replicas():
     assert demand("b", visit_ratio=0.75, throughput=25.0).reason is Reason.VISIT_RATIO_SHIFTED
 
