@@ -345,7 +345,7 @@ def _least_cover(offers: Sequence[tuple[float, float, float]], required: float) 
     """Least cost of whole units whose rates sum to more than required; offers are (price, rate, most units)."""
     if math.isinf(required):
         return math.inf
-    ordered = sorted(offers, key=lambda offer: offer[0] / offer[1] if offer[1] > 0 else math.inf)
+    ordered = sorted(offers, key=lambda offer: offer[0] / offer[1])
     best = math.inf
 
     def cover(position: int, left: float, spent: float) -> None:
@@ -353,7 +353,7 @@ def _least_cover(offers: Sequence[tuple[float, float, float]], required: float) 
         if left < 0:
             best = min(best, spent)
             return
-        if position == len(ordered) or ordered[position][1] <= 0:
+        if position == len(ordered):
             return
         price, rate, most = ordered[position]
         if spent + left * price / rate >= best:

@@ -109,7 +109,7 @@ def rising_rate(recent: Sequence[int], lead_s: float) -> float:
         mean, chances = total / span, _CHANCES[span]
         if mean > best:
             error = math.sqrt(mean * dispersion / span)
-            best = max(best, mean - math.sqrt(SURE * SURE + chances) * error)
+            best = max(best, mean - math.sqrt(SURE**2 + chances) * error)
         if span < SHORTEST_TREND:
             continue
         squares = _SQUARES[span]

@@ -108,9 +108,9 @@ def changes_needed(table: Staffing, throughputs: Mapping[str, float], sample: Tr
 
 def _steps(counts: Sequence[int], wait: int) -> int:
     held, since, changes = counts[0], 0, 0
-    for now, (count, most) in enumerate(zip(counts, _most_lately(counts, wait), strict=True)):
-        if count > held or (most < held and now - since >= wait):
-            held, since, changes = max(count, most) if count <= held else count, now, changes + 1
+    for now, most in enumerate(_most_lately(counts, wait)):
+        if most > held or (most < held and now - since >= wait):
+            held, since, changes = most, now, changes + 1
     return changes
 
 

@@ -237,7 +237,7 @@ def _remembered(memory: GroupMemory, basis: GroupBasis, wanted: Mapping[str, int
 def _raised(stage: StageBasis, memory: GroupMemory, seen: Observation, *, held: int) -> int:
     """Members where the plan's number is held and more are wanted: what was wanted all the time lately."""
     lately, limits, before_s = memory.lately[stage.name], seen.limits.get(stage.name, _NO_LIMITS), seen.time_s - BRIEF_S
-    least = 0 if lately[0][0] > before_s else -most_wanted([(time_s, -count) for time_s, count in lately], before_s)
+    least = held if lately[0][0] > before_s else -most_wanted([(time_s, -count) for time_s, count in lately], before_s)
     return max(held, least, limits.minimum)
 
 

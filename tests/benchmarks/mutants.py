@@ -49,6 +49,19 @@ EQUIVALENT: Mapping[str, str] = {
     "times another to the last bit",
     "planner/predicted_changes.py: best = [options[i][0] for late_s, i in ranked[:BEST_HOLDS] "
     "if late_s < self._target_s * NEAR]": "no predicted latency is `NEAR` times the target to the last bit",
+    "planner/infeasible.py: unit = Decimal(2).scaleb(Decimal(seconds).adjusted() - 3)": "only the exponent of the unit "
+    "counts",
+    "tuner/calendar.py: level, most = float(weeks.busiest(bin_ - 1, 2)[0]), "
+    "float(weeks.busiest(bin_, TRIED_BINS)[-1])": "the first of maxima so far is that of the bin itself",
+    "planner/bounds.py: count = int(min(math.floor(left / rate) + 2, most))": "a unit more than cover what is left "
+    "only costs more, and those that cover it are tried next",
+    "planner/bounds.py: if kernel(opens, closes, 1 / low, allowed) < allowed:": "where just as many are missed as may "
+    "be, the bisection ends at the same rate",
+    "planner/local_search.py: if limit >= part.max_batch_size": "the limit that there is comes last, and changes "
+    "nothing",
+    "planner/predicted_changes.py: most = self.allowed + 2  # fewer than are sampled, and no weight is below 1": (
+        "the quantile is among the slowest of one more than are allowed"
+    ),
     "planner/problem.py: return sum(cores_of(problem.catalogue, option) for option in candidate) < problem.cores + "
     "_ROUNDING": "the limit has room for rounding, which no sum of cores hits",
 }

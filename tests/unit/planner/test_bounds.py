@@ -99,6 +99,14 @@ def test_the_least_price_of_a_stage_is_that_of_the_cheapest_mixture_faster_than_
     assert bounds.least_stage_price(0, rate) == pytest.approx(min(np.dot(held, costs) for held in enough))
 
 
+def test_the_least_price_is_that_of_the_dearest_kind_where_it_serves_most_for_the_money():
+    """A kind of 3 $/h does 64/s, where five replicas of 1 $/h would do no more than what does not suffice."""
+    catalogue = {"small": Hardware("small", 1.0), "poor": Hardware("poor", 2.0), "large": Hardware("large", 3.0)}
+    times_s = {"a": {"small": 0.1, "poor": 0.2, "large": 1 / 64}}
+    problem = plain_problem(times_s, np.arange(20.0), 1.0, catalogue)
+    assert Evaluator(problem).bounds.least_stage_price(0, 50.0) == 3.0
+
+
 @pytest.mark.parametrize("window_s", [2.0, 2.5])
 @pytest.mark.parametrize(("allowed", "late"), [(9, 3), (2, 3), (1, 2), (0, 1)])
 def test_of_five_at_once_a_server_finishes_two_in_time_and_counts_what_it_misses_up_to_one_too_many(
@@ -107,7 +115,7 @@ def test_of_five_at_once_a_server_finishes_two_in_time_and_counts_what_it_misses
     assert missed(np.zeros(5), np.full(5, window_s), 1.0, allowed) == late
 
 
-@pytest.mark.parametrize("at_once", [2, 4, 8])
+@pytest.mark.parametrize("at_once", [1, 2, 4, 8])
 def test_the_rate_that_is_required_lies_in_the_hundred_and_twenty_eighth_of_a_doubling_below_what_suffices(at_once):
     """Seven halvings of the ratio of two: six would leave more than a hundredth."""
     problem = plain_problem({"a": {"x": 0.01}}, np.zeros(at_once), 1.0, {"x": Hardware("x", 1.0)})

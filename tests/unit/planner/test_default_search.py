@@ -107,6 +107,17 @@ def test_on_long_traces_the_paper_s_plan_for_the_busiest_piece_counts_if_it_meet
     assert journal.best == (one if met else None)
 
 
+@pytest.mark.parametrize(("work", "paper"), [(16, 2), (15, None)])
+def test_a_trace_is_long_for_the_paper_s_plan_by_its_events_times_the_stages(monkeypatch, work, paper):
+    """Of eight events at two stages; one replica suffices for the busiest four of them, and two for all."""
+    monkeypatch.setattr(provisioning, "PAPER_WORK", work)
+    monkeypatch.setattr(provisioning, "PAPER_EVENTS", 4)
+    times_s = {"a": {"x": 0.125}, "b": {"x": 0.0625}}
+    problem = plain_problem(times_s, np.repeat([0.0, 0.25], 4), 0.5625, {"x": Hardware("x", 1.0)})
+    found = _papers(Evaluator(problem), _Journal(problem, None), SearchSettings())
+    assert [candidate[0][0].replicas for candidate in found] == [paper] * (paper is not None)
+
+
 def test_an_earlier_plan_that_meets_the_slo_is_taken_whatever_its_margin():
     problem = random_problem(6, slack=3.0)
     earlier = _plan(problem, margin=0.0)
@@ -311,6 +322,35 @@ def test_once_the_effort_is_used_up_only_the_cheapest_candidate_has_been_taken_d
     assert (phases.count("descending") == 1) == (effort == 0)
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_the_effort_is_counted_in_events_for_each_square_of_the_number_of_stages(monkeypatch, stages):
+    times_s = {name: {"x": 0.125} for name in "ab"[:stages]}
+    problem = plain_problem(times_s, np.zeros(40), 6.0, {"x": Hardware("x", 1.0)})
+
+    def simulated(effort):
+        monkeypatch.setattr(coarse_to_fine, "EFFORT", effort)
+        evaluator = Evaluator(problem)
+        assert list(refine(evaluator, (), stop=lambda: False, report=lambda *_: None))
+        return evaluator.simulated_events
+
+    whole = simulated(math.inf)
+    assert simulated(whole / stages**2) == whole > simulated(whole / 2 / stages**2)
+
+
+def test_candidates_are_looked_for_on_the_shortest_piece(monkeypatch):
+    monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 4)
+    problem = plain_problem({"a": {"x": 0.125}}, np.arange(400.0), 5.0, {"x": Hardware("x", 1.0)})
+    looked_at = set()
+
+    def watched(evaluator, bounds):
+        looked_at.add(len(evaluator.problem.traces[0]))
+        return ParetoSearch(evaluator, bounds)
+
+    monkeypatch.setattr(coarse_to_fine, "ParetoSearch", watched)
+    assert list(refine(Evaluator(problem), (), stop=lambda: False, report=lambda *_: None))
+    assert looked_at == {4}
+
+
 def test_each_longer_piece_begins_with_what_was_found_on_the_one_before_the_cheapest_first(monkeypatch):
     monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 4)
     problem = plain_problem({"a": {"x": 0.125}}, np.arange(400.0), 5.0, {"x": Hardware("x", 1.0)})
@@ -326,6 +366,18 @@ def test_each_longer_piece_begins_with_what_was_found_on_the_one_before_the_chea
         refined = refine(Evaluator(problem), (), stop=lambda: False, report=lambda *_: None)
         assert list(refined) == [coarse]
         assert asked == {40: [coarse], 400: given}
+
+
+def test_where_nothing_found_on_a_piece_meets_the_whole_the_cheapest_that_does_is_looked_for_there(monkeypatch):
+    monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 4)
+    monkeypatch.setattr(coarse_to_fine, "EFFORT", 0)
+    monkeypatch.setattr(coarse_to_fine, "_deeper", lambda *_, **__: iter(()))
+    problem = plain_problem({"a": {"x": 0.125}}, np.arange(400.0), 5.0, {"x": Hardware("x", 1.0)})
+    phases = []
+    known = [((Allocation("x", 1, count),),) for count in (1, 3)]
+    found = list(refine(Evaluator(problem), known, stop=lambda: False, report=lambda phase, _: phases.append(phase)))
+    assert found == known[:1]
+    assert "starting over on the whole trace" in phases
 
 
 def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner import evaluator as evaluating
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import replaced
 from tests.unit.planner.problems import SIZES, plain_problem, random_problem
@@ -68,6 +69,22 @@ def test_a_limit_that_a_batch_reached_says_nothing_of_a_larger_one():
     for asked, limit in enumerate((1, 2), start=1):
         assert evaluator.feasible(((Allocation("fast", limit, 50),),))
         assert evaluator.evaluations == asked
+
+
+@pytest.mark.parametrize(("room_bytes", "simulated"), [(2 * 20 * 12, 20), (2 * 20 * 12 - 1, 40)])
+def test_what_left_the_first_stage_is_kept_where_the_departures_of_one_candidate_fit(
+    monkeypatch, room_bytes, simulated
+):
+    """Twenty events at two stages, of twelve bytes each."""
+    monkeypatch.setattr(evaluating, "KEPT_BYTES", room_bytes)
+    times_s = {name: {"x": 0.5} for name in "ab"}
+    evaluator = Evaluator(plain_problem(times_s, np.arange(20.0), 2.0, {"x": Hardware("x", 1.0)}))
+    first, second = (((Allocation("x", 1, 1),), (Allocation("x", 1, count),)) for count in (1, 2))
+    assert evaluator.feasible(first)
+    evaluator.accept(first)
+    before = evaluator.simulated_events
+    assert evaluator.feasible(second)
+    assert evaluator.simulated_events - before == simulated
 
 
 def test_asking_for_latencies_is_an_evaluation():

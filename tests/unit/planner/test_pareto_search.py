@@ -63,18 +63,29 @@ def test_holds_are_tried_where_the_stage_alone_takes_more_than_its_share_of_the_
 
 
 def test_of_many_parts_the_cheapest_of_each_stretch_of_lateness_is_kept(monkeypatch):
-    """Four are kept: the earliest is late by 1 s, the target is 2 s, and a stretch a third of what is between."""
+    """Four are kept: the earliest is late by 1 s, the target is 2.6 s, and a stretch a third of what is between."""
     monkeypatch.setattr(pareto_search, "WIDTH", 8)
     monkeypatch.setattr(pareto_search, "LEAST_WIDTH", 4)
-    problem = plain_problem({s: {"x": 0.125} for s in "ab"}, np.zeros(1), 2.0, {"x": Hardware("x", 1.0)})
+    problem = plain_problem({s: {"x": 0.125} for s in "ab"}, np.zeros(1), 2.6, {"x": Hardware("x", 1.0)})
     evaluator = Evaluator(problem)
     search = ParetoSearch(evaluator, evaluator.bounds)
     parts = [
         pareto_search._Part((), float(price), {}, np.zeros(1), late_s)
-        for price, late_s in enumerate((2.0, 1.9, 1.7, 1.6, 1.45, 1.3, 1.1, 1.0))
+        for price, late_s in enumerate((2.6, 2.44, 2.12, 1.96, 1.72, 1.48, 1.16, 1.0))
     ]
-    assert [part.late_s for part in search._front(parts)] == [2.0, 1.7, 1.45, 1.1]
+    assert [part.late_s for part in search._front(parts)] == [2.6, 2.12, 1.72, 1.16]
     assert search._front(parts[:4]) == parts[:4]
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 5])
+def test_a_part_is_as_late_as_the_latency_that_as_many_events_as_are_allowed_exceed(allowed):
+    objective = 1 - allowed / 20
+    problem = plain_problem({"a": {"x": 0.125}}, np.arange(20.0), 2.0, {"x": Hardware("x", 1.0)}, objective=objective)
+    evaluator = Evaluator(problem)
+    least_s = np.random.default_rng(1).permutation(20) / 10
+    late_s = ParetoSearch(evaluator, evaluator.bounds)._late_s(least_s)
+    assert np.count_nonzero(least_s > late_s) == allowed
+    assert late_s in least_s
 
 
 def three_stages():

@@ -109,6 +109,17 @@ def test_the_curve_runs_from_infeasible_to_ever_cheaper():
     assert costs == sorted(costs, reverse=True)
 
 
+def test_a_curve_that_is_interrupted_ends_before_the_slo_that_no_plan_was_found_for():
+    problem = plain_problem({"a": {"x": 0.1}}, np.arange(20.0), 2.0, {"x": Hardware("x", 1.0)})
+
+    def plan_for(slo_s, known):
+        if known:
+            raise KeyboardInterrupt
+        return _plan(problem, slo_s, known)
+
+    assert [point.slo_s for point in cost_curve([0.4, 0.2, 0.3], plan_for)] == [0.2]
+
+
 @pytest.mark.parametrize(
     ("slow_s", "reason", "binding"),
     [

@@ -102,6 +102,14 @@ def test_holding_batches_is_tried_down_to_a_single_replica():
     assert any(part.replicas == 1 and part.hold_s for part in offered)
 
 
+def test_holding_batches_is_tried_with_ever_fewer_replicas_of_many_by_a_tenth():
+    problem = chain(0.9)
+    evaluator, base = Evaluator(problem), ((Allocation("x", 1, 30),),)
+    offered = [choice.option[0] for choice in Surrogate(evaluator, evaluator.bounds, base).choices(0, 30.0)]
+    counts = sorted({part.replicas for part in offered if part.hold_s}, reverse=True)
+    assert counts[:7] == [29, 27, 25, 23, 21, 19, 18]
+
+
 def rare_bursts(bursts):
     """Bursts of three, of which two replicas make one late, and single events: of 150 in all one may be late."""
     arrivals_s = np.concatenate([np.repeat(np.arange(bursts) * 10.0, 3), 1000.0 + np.arange(150 - 3 * bursts) * 10.0])
@@ -121,7 +129,7 @@ def test_what_makes_more_than_three_times_the_allowance_and_one_late_is_not_prop
 def test_dearer_options_are_proposed_up_to_six_times_the_least_price_of_a_stage():
     """A replica of each stage is enough; more of them are as good as one, and so proposed."""
     times_s = {stage: {"x": 0.125} for stage in "ab"}
-    problem = plain_problem(times_s, np.arange(20.0), 1.0, {"x": Hardware("x", 1.0)})
+    problem = plain_problem(times_s, np.arange(20.0), 1.0, {"x": Hardware("x", 2.0)})
     evaluator = Evaluator(problem)
     base = ((Allocation("x", 1, 1),),) * 2
     surrogate = Surrogate(evaluator, evaluator.bounds, base)
@@ -148,6 +156,13 @@ def test_what_an_option_alone_makes_of_the_latency_is_that_of_a_simulation_where
     evaluator = Evaluator(problem)
     surrogate = Surrogate(evaluator, evaluator.bounds, ((Allocation("fast", 1, 1),),))
     assert [surrogate._alone_s(0, (Allocation(kind, 1, 1),)) for kind in ("slow", "fast")] == [0.25, 0.125]
+
+
+@pytest.mark.parametrize(("target_s", "late"), [(0.25, 0), (0.2499, 20)])
+def test_an_event_that_takes_just_the_target_is_in_time(target_s, late):
+    problem = plain_problem({"a": {"x": 0.25}}, np.arange(20.0), target_s, {"x": Hardware("x", 1.0)})
+    evaluator = Evaluator(problem)
+    assert Surrogate(evaluator, evaluator.bounds, ((Allocation("x", 1, 1),),)).late == late
 
 
 @pytest.mark.parametrize("events", [1, BLOCK, 3 * BLOCK + 5])

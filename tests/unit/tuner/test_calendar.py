@@ -19,6 +19,7 @@ from inferline_stream.tuner.calendar import (
     BIN_S,
     BINS,
     NOTHING,
+    TRIED_BINS,
     TWO_DAYS,
     BeliefTrial,
     Calendar,
@@ -184,6 +185,16 @@ def test_a_leap_of_one_weekday_is_known_still_when_a_controller_takes_over_a_wee
     assert tried.cheapest(600.0, 0.99) == TWO_DAYS, "of which nothing is known yet"
 
 
+def test_a_leap_is_missed_by_each_bin_that_it_comes_soon_after_and_less_each_day() -> None:
+    """Of no earlier day: what comes in each bin and the two after it beyond the bin before it."""
+    rates = [20.0] * 108 + [50.0, 80.0] + [20.0] * 10
+    known, kept = weeks(lambda hour, _: rates[int(hour * 3600 / BIN_S)], 118 / 288), 0.6 ** (BIN_S / DAY_S)
+    for number in range(106, 117):
+        came = [max(0.0, max(rates[n : n + TRIED_BINS]) - rates[n - 1]) for n in range(1, number - TRIED_BINS + 1)]
+        missed = sum(more * kept**ago for ago, more in enumerate(reversed(came)))
+        assert BeliefTrial("UTC", 0).up_to(known, at(0, 0) + number).missed[NOTHING] == pytest.approx(missed)
+
+
 @pytest.mark.parametrize(
     ("held", "missed", "belief"),
     [
@@ -240,21 +251,39 @@ def test_nothing_is_foreseen_from_one_day_or_without_the_minutes_before() -> Non
     assert not any(growths(weeks(office, 14), at(9, 14), belief=ANY_DAY))
 
 
-def test_a_clock_change_moves_what_comes_at_nine_by_the_clock_on_the_wall() -> None:
-    berlin = ZoneInfo("Europe/Berlin")
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def through_a_clock_change(until: datetime) -> PastWeeks:
+    """Every day from 20 to 80/s at nine by the clock on the wall, since two weeks before it changes."""
     began_s = datetime(2026, 10, 12, tzinfo=UTC).timestamp()
 
     def rate(hour: float, day: int) -> float:
-        wall = datetime.fromtimestamp(began_s + DAY_S * day + 3600 * hour, berlin)
+        wall = datetime.fromtimestamp(began_s + DAY_S * day + 3600 * hour, BERLIN)
         return 80.0 if 9 <= wall.hour < 17 else 20.0
 
-    monday = datetime(2026, 10, 26, 9, tzinfo=berlin)  # the first after the change
+    return weeks(rate, (until.timestamp() - began_s) / DAY_S, began_s)
+
+
+def test_a_clock_change_moves_what_comes_at_nine_by_the_clock_on_the_wall() -> None:
+    monday = datetime(2026, 10, 26, 9, tzinfo=BERLIN)  # the first after the change
     number = int(monday.timestamp()) // BIN_S
-    known = weeks(rate, (monday.timestamp() - began_s) / DAY_S, began_s)
+    known = through_a_clock_change(monday)
     assert grows(known, number, "Europe/Berlin") == BELIEVED
     early = PastWeeks(known.first, known.rates[: -3600 // BIN_S])
     assert grows(early, number - 3600 // BIN_S, "Europe/Berlin") == 0.0
     assert grows(early, number - 3600 // BIN_S, "UTC") == BELIEVED, "an hour too soon"
+
+
+def test_where_people_correct_the_zone_what_days_have_taught_counts_by_the_right_clock() -> None:
+    """By UTC nothing is believed on the second day after a clock change: on the first it came an hour later."""
+    tuesday = datetime(2026, 10, 27, 9, tzinfo=BERLIN)
+    counter = WeekCounter(through_a_clock_change(tuesday))
+    wrong, right = (
+        counter.calendar(tuesday.timestamp(), TrafficSchedule(zone=zone), 100.0, 0.99).growth(600.0)
+        for zone in ("UTC", "Europe/Berlin")
+    )
+    assert (wrong, right) == (0.0, BELIEVED)
 
 
 def moment(schedule: TrafficSchedule, time_s: float, known: PastWeeks | None = None) -> Calendar:

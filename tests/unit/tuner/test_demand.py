@@ -69,6 +69,13 @@ def test_the_window_that_holds_most_for_its_length_says_how_much_traffic_there_i
     assert longest.needed == pytest.approx(needed("a", 1.0)), "the minute's window shows only what is over"
 
 
+def test_where_nothing_arrives_nothing_is_expected_to_rise():
+    found = demands(state(PLAIN), seen(0.0, (0, 0, 0), peak_rate=0.0))[1]["a"]
+    assert found.needed == 0.0
+    assert found.reason is Reason.ENVELOPE_EXCEEDED
+    assert found.detail.startswith("0 arrivals within 1 s, planned for 300")
+
+
 @pytest.mark.parametrize(("visits", "multiple"), [(0.75, 1.5), (0.56, 1.12), (0.54, 1.0), (0.46, 1.0), (0.25, 0.5)])
 def test_a_stage_that_is_visited_more_or_less_often_by_over_a_tenth_needs_as_much_more_or_less(visits, multiple):
     found = demand("b", visit_ratio=visits)
@@ -111,6 +118,18 @@ def test_a_fallback_that_makes_more_than_a_fiftieth_asks_for_replicas_where_the_
     found = demands(tuner, replace(observed, time_s=10.0))[1]["a"]
     assert (found.reason is Reason.DEGRADED) == asks
     assert found.needed == pytest.approx(2 * 100.0 * 1.02 if asks else needed("a", 1.0))  # a replica more
+
+
+def test_a_fallback_that_carries_four_times_as_much_has_hidden_what_its_share_takes_the_stage_itself() -> None:
+    """Half of the events by it, in a quarter of the time: they would have taken eight fifths of what there is."""
+    tuner, observed = state(PLAIN), seen(0.0, AT_PLAN)
+    stages = tuple(replace(stage, carries=4.0) for stage in tuner.basis.stages)
+    tuner = replace(tuner, basis=replace(tuner.basis, stages=stages))
+    there = replace(observed.stages["a"], degraded_share=0.5, utilization=0.9)
+    for time_s in (0.0, 10.0):
+        busy = replace(observed, time_s=time_s, stages={**observed.stages, "a": there})
+        tuner, found = demands(tuner, busy)
+    assert found["a"].needed == pytest.approx(2 * 100.0 * 8 / 5)
 
 
 def test_more_visits_are_named_before_slower_replicas():

@@ -18,12 +18,12 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.tuner.decision import Action, Reason
-from inferline_stream.tuner.group_changes import lost_s, most_wanted
+from inferline_stream.tuner.group_changes import changes_needed, lost_s, most_wanted
 from inferline_stream.tuner.group_plan import plan_groups
-from inferline_stream.tuner.group_policy import QUIET_S, group_state, group_step
+from inferline_stream.tuner.group_policy import BRIEF_S, LOOK_BACK_S, QUIET_S, group_state, group_step
 from inferline_stream.tuner.group_replan import begun, due_after_s, levelled, planned, taken_over
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
-from inferline_stream.tuner.staffing_table import BRIEF_MULTIPLE
+from inferline_stream.tuner.staffing_table import BRIEF_MULTIPLE, Staffing
 from inferline_stream.tuner.tuner_state import TunerState
 from tests.support.group_profiles import learned_group
 
@@ -100,6 +100,25 @@ def test_late_events_of_a_change_are_those_of_the_fluid() -> None:
     expected = np.maximum(heartbeats - 1.0, 0).mean() / 3 / (1 - 0.6)
     assert lost_s(sharing, 2, 3, utilization=0.6, slack_s=1.0) == pytest.approx(expected, rel=1e-3)
     assert lost_s(Sharing(24, EAGER), 2, 3, utilization=0.6, slack_s=1.0) == pytest.approx(2.0 / 0.4)
+
+
+@pytest.mark.parametrize("wait_s", [10, 25])
+def test_changes_that_traffic_takes_are_its_raises_and_the_falls_that_last(wait_s: int) -> None:
+    """Of every beginning of a sample, against the rule second by second. A member does 20/s."""
+    table = Staffing((0.001,), {"a": (0.1,)}, 100.0)
+    levels = [(90.0, 20.0), (50.0, 20.0), (10.0, 60.0), (70.0, 15.0), (30.0, 45.0)]
+    sample = levels_trace(levels, 1.0, np.random.default_rng(6))
+    for end_s in range(10, int(sample.arrivals_s[-1])):
+        seconds = np.bincount(sample.arrivals_s.astype(int))[:end_s]
+        wanted = [math.ceil(float(seconds[at - 5 : at].sum()) / 5 / 20 - 1e-9) for at in range(5, end_s + 1)]
+        held, changed, changes = wanted[0], 0, 0
+        for now, count in enumerate(wanted):
+            most = max(wanted[max(0, now - wait_s) : now + 1])
+            if count > held or (most < held and now >= changed + wait_s):
+                held, changed, changes = most, now, changes + 1
+        window = Trace(np.append(sample.window(0.0, end_s).arrivals_s, end_s))
+        assert changes_needed(table, {"a": 20.0}, window, wait_s) == pytest.approx(changes * 3600 / end_s)
+    assert changes > 5
 
 
 def test_the_most_wanted_since_a_moment_counts_what_was_wanted_at_it() -> None:
@@ -189,6 +208,24 @@ def test_what_a_hole_leaves_is_no_demand_and_what_it_shows_no_measurement() -> N
     assert [reason for _, _, reason, _ in watched.decisions] == [Reason.BACKLOG]
 
 
+def test_what_a_hole_explains_ends_with_what_it_left_and_the_span_of_measurements() -> None:
+    """A hole of L seconds leaves λL, which µ works off in Lρ / (1 − ρ)."""
+    watched = Watched(Rebalance("eager", Learned(6.0, 0.0, 1), 6.0), slo="300s")
+    watched.run(30.0, 120.0)
+    watched.decisions.clear()
+    watched.ready -= 1
+    watched.run(30.0, 1.0)
+    watched.ready += 1
+    watched.run(30.0, 0.5)
+    since_s = watched.now_s
+    while not watched.decisions:
+        watched.run(30.0, 0.5, throughput=10.0)
+    assert watched.decisions[0][2] is Reason.THROUGHPUT_FELL
+    load = 30.0 / (watched.ready * watched.state.basis.stages[0].kinds[0].throughput)
+    explained_s = 6.0 + 6.0 * load / (1 - load) + LOOK_BACK_S
+    assert since_s + explained_s < watched.decisions[0][0] <= since_s + explained_s + 0.5
+
+
 def test_without_a_hole_a_backlog_is_demand_and_a_slow_member_is_measured() -> None:
     watched = Watched(EAGER, slo="5s")
     watched.run(30.0, 120.0)
@@ -210,6 +247,15 @@ def test_what_runs_at_the_beginning_is_not_lowered_before_a_quiet_time_has_passe
     assert not watched.decisions
     watched.run(20.0, 60.0)
     assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+
+
+def test_what_was_wanted_is_remembered_for_a_quiet_time_and_no_longer() -> None:
+    watched = Watched(KIP848)
+    watched.run(90.0, 30.0)
+    watched.run(20.0, 2 * QUIET_S)
+    memory = watched.state.groups
+    assert memory is not None
+    assert len(memory.lately["a"]) == 1
 
 
 def test_what_people_should_know_is_said_where_members_would_be_lowered_in_the_same_step() -> None:
@@ -234,10 +280,11 @@ def test_after_a_clock_that_jumped_a_quiet_time_passes_again() -> None:
     watched.run(20.0, 90.0)
     watched.decisions.clear()
     watched.now_s += 1000.0
+    seen_s = watched.now_s + 0.5
     watched.run(20.0, QUIET_S - 5.0)
     assert not watched.decisions
     watched.run(20.0, 30.0)
-    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+    assert [(time_s, action) for time_s, action, _, _ in watched.decisions] == [(seen_s + QUIET_S, Action.SCALE_DOWN)]
 
 
 def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
@@ -258,6 +305,16 @@ def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
     assert watched.decisions[-1][2] is Reason.RATE_RISING  # what the default policy said ten seconds before
 
 
+def test_where_the_plans_number_is_held_fewer_members_at_the_beginning_become_as_many_after_ten_seconds() -> None:
+    watched = Watched(EAGER, held=1)
+    groups = replace(watched.state.basis.groups, changes_per_hour=5.0, needed_per_hour=20.0)  # type: ignore[type-var]
+    watched.state = replace(watched.state, basis=replace(watched.state.basis, groups=groups))
+    began_s = watched.now_s + 0.5
+    watched.run(28.0, 20.0)
+    assert watched.planned > 1
+    assert [(time_s, count) for time_s, _, _, count in watched.decisions] == [(began_s + BRIEF_S, watched.planned)]
+
+
 def test_the_hours_changes_are_no_more_than_are_paid_for_but_for_raises() -> None:
     watched = Watched(KIP848)
     groups = replace(watched.state.basis.groups, changes_per_hour=4.0, needed_per_hour=0.0)  # type: ignore[type-var]
@@ -267,6 +324,17 @@ def test_the_hours_changes_are_no_more_than_are_paid_for_but_for_raises() -> Non
         watched.run(15.0, QUIET_S + 120.0)
     downs = [action for _, action, _, _ in watched.decisions if action is Action.SCALE_DOWN]
     assert len(downs) <= 2
+
+
+def test_a_quiet_time_counts_from_the_last_change_and_from_what_was_wanted_before_it() -> None:
+    watched = Watched(KIP848, held=8)
+    watched.run(20.0, 60.0)
+    watched.run(20.0, 0.5, limits=Limits(1, 6))
+    assert [count for *_, count in watched.decisions] == [6]
+    watched.run(20.0, QUIET_S - 0.5)
+    assert len(watched.decisions) == 1
+    watched.run(20.0, 0.5)
+    assert watched.decisions[1][0] == watched.decisions[0][0] + QUIET_S
 
 
 def test_limits_of_people_hold_at_once() -> None:

@@ -154,6 +154,18 @@ def test_the_policy_holds_what_the_odds_ask_for_and_says_so_in_numbers():
     assert needed["a"].needed == 100.0
 
 
+def test_a_level_is_insurance_where_it_is_more_than_is_expected():
+    calm = record([(0.5, 0.5)] * 1000)
+    chosen = watched(calm, [50.0] * 2).choice
+    assert chosen is not None
+    for more, reason in ((0.0, Reason.RATE_RISING), (0.001, Reason.INSURANCE)):
+        table = Staffing((chosen.expected + more, 1.0, 1.5, 2.0), SUPPLY, 100.0, calm)
+        tuner, needed = demands(staffed(state(PLAIN), table), moment(2.0, 50.0))
+        assert tuner.choice is not None
+        assert tuner.choice.expected == chosen.expected
+        assert needed["a"].reason is reason
+
+
 def test_a_leap_is_more_than_was_expected_by_a_tenth_and_by_no_chance():
     """At 100/s five seconds have 500 events, and chance makes 4 · √500 = 89 of them."""
     known = record([(1.0, 1.0)])

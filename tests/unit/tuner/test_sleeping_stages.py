@@ -63,8 +63,9 @@ def counts(state: TunerState) -> tuple[int, ...]:
 def test_all_stages_sleep_once_nothing_has_come_for_as_long_as_declared_and_not_before() -> None:
     state, _ = until(tuner(), 0.0, 119.0)
     assert min(counts(state)) >= 1
-    state, decisions = until(state, 120.0, 1000.0)
+    state, decisions = until(state, 120.0, 120.0)
     assert counts(state) == (0, 0)
+    assert not until(state, 121.0, 1000.0)[1]
     assert [(d.action, d.reason) for d in decisions] == [(Action.SCALE_DOWN, Reason.IDLE)]
     assert "no event has come for 2m" in decisions[0].detail
     assert until(tuner({}), 0.0, 1000.0)[0].wanted["a"]["x"] >= 1

@@ -172,6 +172,7 @@ def test_what_stands_in_stays_until_spot_is_back_where_people_allow_no_more() ->
 def test_on_demand_takes_over_up_to_what_people_pay_for_it(most: float | None, on_demand: int) -> None:
     state, decision = lost(begun(Spot(0.3, most=most)))
     assert sum(there for there, _ in counts(state).values()) >= on_demand
+    assert decision.action is (Action.SCALE_DOWN if most == 0.0 else Action.SCALE_UP)
     if most is not None:
         assert sum(there for there, _ in counts(state).values()) == on_demand, "what there was stays"
         assert f"for at most ${most:g}/h of x" in decision.detail

@@ -77,6 +77,23 @@ def test_where_one_stage_costs_twenty_times_as_much_the_other_gets_the_replicas_
     )
 
 
+def test_the_cheaper_replica_is_enough_where_it_just_meets_the_slo_and_a_dearer_one_would_keep_more_free():
+    profiled = measured()
+    profiles = {**profiled.profiles, ("a", "dear"): replace(profiled.profiles["a", "x"], hardware="dear")}
+    held = {"a": (Allocation("dear", 4, 2),), "b": (Allocation("x", 1, 3),)}
+    given, prices = replace(plan(), allocations=held, order="entry"), {"x": 1.0, "dear": 2.0}
+
+    def search(slo_s: float) -> StaffingSearch:
+        return StaffingSearch(SHAPE, replace(given, slo_s=slo_s), replace(profiled, profiles=profiles), prices, seed=0)
+
+    faster = SAMPLE.sped_up(1.5)
+    now_s, cheaper_s, dearer_s = (
+        search(1.0).quantile_s(faster, {"a": a, "b": b}, 0.99) for a, b in ((2, 3), (2, 4), (3, 3))
+    )
+    assert dearer_s < cheaper_s < now_s
+    assert search(cheaper_s).above(SAMPLE, 1.5, {"a": 2, "b": 3}, objective=0.99) == {"a": 2, "b": 4}
+
+
 @pytest.mark.parametrize(
     ("multiple", "late_share", "enough"),
     [
