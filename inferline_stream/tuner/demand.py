@@ -14,16 +14,13 @@ from inferline_stream.pipeline.units import count_of
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected_multiple
 from inferline_stream.tuner.observation import Observation, StageObservation
-from inferline_stream.tuner.odds import LevelChoice, Levels, TrafficRecord, cheapest
+from inferline_stream.tuner.odds import ALIKE, LevelChoice, Levels, TrafficRecord, cheapest
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, burst_rate
 from inferline_stream.tuner.tuner_state import TunerState
 
 BEGINNING_START_UPS = 2.0
 """`PolicySettings.beginning_s` in start-up times, at least."""
-
-NEWS = 1.01
-"""What is expected has to grow by a hundredth for a level to be chosen before the next second."""
 
 BUSY = 0.5
 """Utilization below which records that wait do not wait for want of replicas."""
@@ -194,9 +191,12 @@ def _recorded(
 def _chosen(
     state: TunerState, levels: Levels, seen: Observation, traffic: TrafficMultiple, lead_s: float
 ) -> TunerState:
-    """The state with the level that is cheapest now: chosen once a second, and at once where more is expected."""
+    """The state with the level that is cheapest now: chosen once a second, as the record knows moments of it.
+
+    It is chosen at once where more is expected than is alike: the largest of ten looks would always be news.
+    """
     second, before, expected = int(seen.time_s), state.choice, traffic.expected
-    if before is not None and second == state.chosen_s and expected + traffic.growth <= before.expected * NEWS:
+    if before is not None and second == state.chosen_s and expected + traffic.growth <= before.expected * (1 + ALIKE):
         return state
     if state.record is None or seen.watched_s < 1:
         return replace(state, chosen_s=second)
