@@ -420,6 +420,9 @@ def test_a_controller_that_takes_over_takes_no_replica_s_age_for_the_time_that_i
         await asyncio.sleep(1000.0)
         async with world():
             await asyncio.sleep(10.0)
-            assert world.view.start_ups.next_s("a", "cpu") == START_UP_S
+            assert world.view.start_ups.next_s("a", "cpu") is None, "nor the time that it took to load its model"
+            world.say(Override("scale", "a", 3))
+            await world.until(lambda: world.view.start_ups.next_s("a", "cpu") is not None, START_UP_S + 3.0)
+            assert world.view.start_ups.next_s("a", "cpu") == pytest.approx(START_UP_S, abs=0.5)
 
     run(story())
