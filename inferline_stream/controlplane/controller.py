@@ -199,10 +199,10 @@ class Controller:
         for replica in report.replicas:
             if replica.phase == "ready" and replica.replica not in self._started:
                 self._started.add(replica.replica)
-                asked_s = self.fleet.started_s.get(replica.replica, -math.inf)
-                if asked_s >= self._began_s:  # else an earlier controller's: when it became ready is not known here
-                    way = self.fleet.ways.get(replica.replica, "")
-                    self.view.start_ups.started(report.stage, replica.hardware, now_s - asked_s, way)
+                asked_s, way = self.fleet.started_s.get(replica.replica), self.fleet.ways.get(replica.replica, "")
+                if asked_s is None or asked_s >= self._began_s:  # of an earlier controller's, nobody knows here
+                    start_up_s = replica.start_up_s if asked_s is None else now_s - asked_s
+                    self.view.start_ups.started(report.stage, replica.hardware, start_up_s, way)
                 self.fleet.changed()
 
     async def _mourn(self) -> None:
