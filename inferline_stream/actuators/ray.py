@@ -167,7 +167,7 @@ class RayActuator:
 
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
-        self._slots[stage] = len(dispatchers)
+        self._slots[stage] = len({each.slot for each in dispatchers})  # one may stand by for another
         await self._wanted.dispatch(stage, dispatchers)
 
     async def capacity(self) -> Mapping[str, int]:

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import signal
 import socket
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
@@ -52,6 +52,7 @@ class Attachable:
         replace: ends it now, for a reason; another one is started.
         dispatcher: that it is connected with.
         why: its dispatcher wants another one in its place; empty if it does not.
+        leaves: of another host, whether it finishes its batch, and then ends or serves another dispatcher.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Attachable:
     replace: Callable[[str], None]
     dispatcher: Child | None = None
     why: str = ""
+    leaves: Literal["", "for good", "for another"] = ""
 
 
 class Supervisor:
@@ -132,14 +134,13 @@ class Supervisor:
         return self._children.device_watch.states()
 
     def serving(self, stage: str, hardware: str) -> tuple[str, int]:
-        """Return the dispatcher of a stage that serves here, and how many replicas of this kind's version it has.
+        """Return the dispatcher of a stage that serves here, and how many replicas of this kind's version stay with it.
 
         Its name is empty where none serves.
         """
         for (of, _), child in self._serving.items():
             if of == stage:
-                held = [member for member in self._members.values() if member.dispatcher is child]
-                return child.name, sum(version_on(member.hardware) == version_on(hardware) for member in held)
+                return child.name, sum(not member.leaves for member in self._alike(child, hardware))
         return "", 0
 
     def admit(self, stage: str, remote: Attachable) -> bool:
@@ -150,11 +151,29 @@ class Supervisor:
         self._attach(stage, self._pool(stage, remote.hardware).add(remote.name))
         return True
 
-    def retire_remote(self, name: str, *, moves: bool) -> None:
-        """Let a replica of another host finish its batch; its dispatcher then sends it away, or to another one."""
-        member = self._members.get(name)
-        if member is not None and member.dispatcher is not None:
-            member.dispatcher.tell(Retire(name, moves))
+    def retire_remote(self, remote: Attachable) -> None:
+        """Let a replica of another host finish its batch; its dispatcher then sends it away."""
+        remote.leaves = "for good"
+        if remote.dispatcher is not None:
+            remote.dispatcher.tell(Retire(remote.name))
+
+    def move_remote(self, remote: Attachable, others: int) -> None:
+        """Let a replica of another host go to a dispatcher that has so many, where two more stay with its own.
+
+        Those that are on their way count as there already: many replicas see at once what one slot lacks.
+        """
+        if remote.dispatcher is None or remote.leaves:
+            return
+        alike = Counter(member.leaves for member in self._alike(remote.dispatcher, remote.hardware))
+        if alike[""] - (others + alike["for another"]) > 1:
+            remote.leaves = "for another"
+            remote.dispatcher.tell(Retire(remote.name, moves=True))
+
+    def _alike(self, dispatcher: Child, hardware: str) -> Iterator[Attachable]:
+        """Yield a dispatcher's replicas of the version that runs on a kind."""
+        for member in self._members.values():
+            if member.dispatcher is dispatcher and version_on(member.hardware) == version_on(hardware):
+                yield member
 
     def remote_gone(self, stage: str, remote: Attachable, *, lost: bool) -> None:
         """Forget a replica of another host.

@@ -199,11 +199,10 @@ class Controller:
         for replica in report.replicas:
             if replica.phase == "ready" and replica.replica not in self._started:
                 self._started.add(replica.replica)
-                asked_s = self.fleet.started_s.get(replica.replica, -math.inf)
-                # When one became ready that an earlier controller asked for is not known here.
-                start_up_s = replica.start_up_s if asked_s < self._began_s else now_s - asked_s
-                way = self.fleet.ways.get(replica.replica, "")
-                self.view.start_ups.started(report.stage, replica.hardware, start_up_s, way)
+                asked_s, way = self.fleet.started_s.get(replica.replica), self.fleet.ways.get(replica.replica, "")
+                if asked_s is None or asked_s >= self._began_s:  # of an earlier controller's, nobody knows here
+                    start_up_s = replica.start_up_s if asked_s is None else now_s - asked_s
+                    self.view.start_ups.started(report.stage, replica.hardware, start_up_s, way)
                 self.fleet.changed()
 
     async def _mourn(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from codecs import BOM_UTF8
 from pathlib import Path
@@ -19,6 +18,7 @@ _BYTES_PER_LINE = 250
 _BYTES_PER_ARRIVAL = 24
 """What an arrival that is only counted takes while the trace is made, about."""
 
+_MEMORY = Path("/proc/meminfo")
 
 _READ_AT_ONCE = 1 << 24
 
@@ -54,10 +54,11 @@ def _check_counted(events: int, path: str | Path) -> None:
 
 
 def free_memory_bytes() -> int | None:
-    """Memory that this machine still has; None where that is unknown."""
+    """Memory that this machine can still give, that of cached files included; None where that is unknown."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+        with _MEMORY.open() as lines:
+            return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    except OSError:
         return None
 
 
@@ -102,8 +103,10 @@ def _contents(path: Path) -> bytes:
             while part := file.read(_READ_AT_ONCE):
                 parts.append(part)
                 size += len(part)
-                if free is not None and size > free:
-                    raise InvalidFile(f"{path}: holds more than the {free / 1e9:.1f} GB of memory that are free")
+                if free is not None and 2 * size > free:  # joined, the parts take as much again
+                    raise InvalidFile(
+                        f"{path}: takes more to read than the {free / 1e9:.1f} GB of memory that are free"
+                    )
     except (OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidFile(f"{path}: cannot be read ({reason})") from None

@@ -179,11 +179,11 @@ class DispatcherPods:
                 await self._write(pod, None)
                 self._on.pop(pod, None)
             for stage, specs in list(self._wanted.items()):  # others may be asked for while one is written
-                free = self._free(stage)
+                free, slots = self._free(stage), len({spec.slot for spec in specs.values()})  # some may stand by
                 for spec in specs.values():
                     if free and spec.dispatcher not in self._posted:
                         pod = free.pop(0)
-                        await self._write(pod, encode_posting(Posting(pod, spec, len(specs))))
+                        await self._write(pod, encode_posting(Posting(pod, spec, slots)))
                         self._note(pod, spec)
 
     async def _look(self) -> None:

@@ -33,6 +33,7 @@ from inferline_stream.actuators.network.host_link import (
     Leaving,
     Message,
     Offer,
+    SeenElsewhere,
     Take,
 )
 from inferline_stream.actuators.supervisor import Attachable, Supervisor
@@ -140,7 +141,9 @@ class DispatcherHost:
             case Take() if link in self._hellos:
                 self._take(link, self._hellos.pop(link))
             case Leaving() if link in self._remotes:
-                self.supervisor.retire_remote(self._remotes[link].name, moves=message.moves)
+                self.supervisor.retire_remote(self._remotes[link])
+            case SeenElsewhere() if link in self._remotes:
+                self.supervisor.move_remote(self._remotes[link], message.replicas)
             case HostEnded() if link in self._remotes:
                 remote = self._remotes.pop(link)
                 logger.info("replica %s ended: %s", remote.name, message.reason)

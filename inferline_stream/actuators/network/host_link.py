@@ -54,7 +54,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer"):
     slots: int = 1
     """Of the stage: so many dispatchers serve it."""
     replicas: int = 0
-    """Of the same version that the dispatcher has."""
+    """Of the same version that the dispatcher has, but those that leave it."""
 
 
 class Take(msgspec.Struct, frozen=True, tag="take"):
@@ -64,8 +64,11 @@ class Take(msgspec.Struct, frozen=True, tag="take"):
 class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
     """Replica's host: let the replica finish its batch, then send it away."""
 
-    moves: bool = False
-    """Whether it looks for another dispatcher then."""
+
+class SeenElsewhere(msgspec.Struct, frozen=True, tag="seen"):
+    """Replica's host: so many replicas has another dispatcher. It decides whether the replica should go there."""
+
+    replicas: int
 
 
 class HostEnded(msgspec.Struct, frozen=True, tag="ended"):
@@ -84,7 +87,7 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Either side: nothing but a sign of life."""
 
 
-Message = HostHello | Offer | Take | Leaving | HostEnded | EndReplica | Ping
+Message = HostHello | Offer | Take | Leaving | SeenElsewhere | HostEnded | EndReplica | Ping
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode

@@ -37,6 +37,7 @@ from inferline_stream.actuators.network.host_link import (
     Leaving,
     Message,
     Offer,
+    SeenElsewhere,
     Take,
 )
 from inferline_stream.dataplane.process_specs import REPLICA_MODULE, ReplicaSpec
@@ -100,6 +101,7 @@ class _Offered:
         logger.info("the connection to the dispatcher ended: %s", why)
         if not self.offer.done():
             self.offer.set_exception(ConnectionResetError(why))
+            self.offer.exception()  # nobody asks for it where the attempt was given up
         self.over.set()
 
 
@@ -210,21 +212,17 @@ class ReplicaHost:
                 self._child.leave()
 
     async def _look_elsewhere(self, link: HostLink, own: Offer) -> None:
-        """Have the replica moved once another dispatcher has two replicas fewer than its own."""
+        """Tell the replica's dispatcher what others have, now and then: each look is at as many as there are others."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         while own.slots > 1:
             pause_s = min(_LONGEST_LOOK_S, max(_FIRST_LOOK_S, (loop.time() - began_s) / 4))
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  they move one by one
-            replicas: dict[str, int] = {}
-            for _ in range(_TRIES * own.slots):
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  spreads looks
+            for _ in range(own.slots - 1):
                 other, _, offer = await self._served()
                 other.close()
-                replicas[offer.dispatcher] = offer.replicas
-                if len(replicas) >= own.slots:
-                    break
-            if not self._leaving and replicas.get(own.dispatcher, 0) - min(replicas.values()) > 1:
-                link.send(Leaving(moves=True))
+                if offer.dispatcher != own.dispatcher and not self._leaving:
+                    link.send(SeenElsewhere(offer.replicas))
 
     async def _connect(self) -> tuple[HostLink, _Offered, Offer]:
         """Connect to the dispatcher that has the fewest replicas, however long none serves."""

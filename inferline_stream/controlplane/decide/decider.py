@@ -450,7 +450,9 @@ class Decider:
             return
         self.plan_feasible = True
         time_s = time.time()
-        replicas = going_over(self.fleet.wanted, proposal.plan, self._away_until_s(time_s))
+        over = going_over(self.fleet.wanted, proposal.plan, self._away_until_s(time_s))
+        resting = self.resting  # what has no replica goes on so, until an event or people wake it
+        replicas = {stage: dict.fromkeys(kinds, 0) if stage in resting else kinds for stage, kinds in over.items()}
         decision = Decision(replicas, Action.REPLAN, proposal.reason, proposal.detail)
         if self._applies(decision):
             self.view.adopt(proposal.plan, measured)

@@ -132,8 +132,8 @@ class ReplanClock:
         await self.take(proposal, measured)
 
     def _held(self) -> bool:
-        """Whether no plan is taken up now: it would wake what sleeps, people hold decisions, or cores are lacking."""
-        return bool(self.view.asleep or self.view.core_use.crowded) or self.overrides().paused(time.time())
+        """Whether no plan is taken up now: people hold decisions, or the machine lacks cores, and that is measured."""
+        return bool(self.view.core_use.crowded) or self.overrides().paused(time.time())
 
     def measured_again(self, measured: PipelineProfile) -> None:
         """Another version of the stages runs, which was measured: plan by that, and by what is counted from now on."""

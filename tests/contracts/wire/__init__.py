@@ -188,7 +188,7 @@ FILLED: tuple[Any, ...] = (
     ),
     Posting("p-a-dispatcher-5f", DispatcherSpec("a-0-5f", 0, ROUTES, "kafka:9092"), 2),
     Attach("a-cpu-1-0", "cpu-1", 1, "n-2", True, True),
-    Retire("a-cpu-1-0"),
+    Retire("a-cpu-1-0", moves=True),
     ReplicaLost("a-cpu-1-0"),
     Stop(),
     Serving(),

@@ -60,6 +60,7 @@ class StandIn:
                     self._replicas[message.replica] = socket.socket(fileno=files[0]), to_dispatcher()
                     self._numbers[message.replica] = message.number
                 elif isinstance(message, Retire):
+                    self._say(f"retires {message.replica} {'to move' if message.moves else 'for good'}")
                     self._retiring.add(message.replica)
                     self._leave(message.replica)
                 else:

@@ -22,6 +22,7 @@ class Postings:
 
     def __init__(self) -> None:
         self.written: list[tuple[str, str]] = []
+        self.slots: list[int] = []
         self.asked = 0
         self.allowed = asyncio.Event()
 
@@ -30,6 +31,7 @@ class Postings:
         await self.allowed.wait()
         posting = decode_posting((record.key or b"").decode(), record.value or b"")
         self.written.append((posting.host, posting.dispatcher.dispatcher))
+        self.slots.append(posting.slots)
 
 
 def pod(name: str, stage: str) -> dict[str, Any]:
@@ -53,3 +55,20 @@ async def test_a_stage_that_is_asked_for_while_another_is_posted_is_posted_too(m
     assert postings.written == [("pod-1", "rank-0-a"), ("pod-2", "score-0-b")]
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_a_dispatcher_that_stands_by_for_a_slot_makes_no_slot_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    postings = Postings()
+    monkeypatch.setattr(dispatcher_pods, "write_once", postings.write_once)
+    postings.allowed.set()
+    pods = DispatcherPods("127.0.0.1:9", "assignments")
+    pods._looked = True
+    old, heir = (DispatcherSpec(name, 0, routes(), "127.0.0.1:9") for name in ("rank-0-a", "rank-0-b"))
+    pods.want("rank", [old])
+    pods.changed(pod("pod-1", "rank"), 0.0)
+    await pods.post()
+    pods.want("rank", [old, heir])
+    pods.changed(pod("pod-2", "rank"), 0.0)
+    await pods.post()
+    assert postings.written == [("pod-1", "rank-0-a"), ("pod-2", "rank-0-b")]
+    assert postings.slots == [1, 1], "replicas would look for a second dispatcher for ever"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from inferline_stream.actuators.network.credentials import new_credential, replica_context
-from inferline_stream.actuators.network.replica_host import ReplicaHost
+from inferline_stream.actuators.network.host_link import HostLink
+from inferline_stream.actuators.network.replica_host import ReplicaHost, _Offered
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
@@ -37,3 +40,15 @@ async def test_a_replicas_host_imports_its_code_once_and_prepares_no_fork(tmp_pa
     host.end("the test is over")
     async with asyncio.timeout(20.0):
         assert (await host.run()).reason == "the test is over"
+
+
+async def test_an_attempt_that_was_given_up_before_its_connection_ended_leaves_nothing_in_the_log() -> None:
+    host: Any = None
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    offered = _Offered(host)
+    offered.closed(HostLink(offered.heard, offered.closed), "the other side closed the connection")
+    del offered
+    gc.collect()
+    await asyncio.sleep(0)
+    assert reported == []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.decide import background_tables, replan_clock
 from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.records.control_records import (
@@ -23,6 +24,7 @@ from inferline_stream.controlplane.records.control_records import (
 from inferline_stream.dataplane.reports import PoolReport, encode_report
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.records import Record
+from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.policy import POLICIES
 from tests.support.virtual_time import EPOCH_S, run
@@ -293,6 +295,49 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied(
     assert world.controller.loop.failures == 0
 
 
+async def planned_for(world: World, slo_s: float, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Set an SLO and wait for its plan; return the numbers of replicas that were asked for in the time after."""
+    want, asked = Fleet.want, set[int]()
+
+    async def at_once(function: Callable[..., Any], *args: Any, **how: Any) -> Any:
+        return function(*args, **how)
+
+    async def noted(fleet: Fleet, replicas: Mapping[str, Mapping[str, int]]) -> None:
+        asked.add(sum(replicas["a"].values()))
+        await want(fleet, replicas)
+
+    monkeypatch.setattr(replan_clock, "call_in_subprocess", at_once)
+    monkeypatch.setattr(Fleet, "want", noted)
+    world.say(Override("slo", value=slo_s))
+    await world.until(lambda: world.view.plan.slo_s == slo_s, 10.0)
+    await asyncio.sleep(5.0)
+    return asked
+
+
+@in_world(lambda time_s: 0.0 if 70.0 <= time_s < 150.0 else 10.0, idle=Idle(20.0), replans=True)
+async def test_a_plan_that_comes_into_force_while_a_stage_sleeps_lets_it_sleep(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.sleep(75.0)
+    await world.until(lambda: world.wanted == 0, 40.0)
+    assert await planned_for(world, 0.25, monkeypatch) == {0}
+    assert [reason for _, reason in world.decisions()][-1] == "limit_changed"
+    done = world.done
+    await world.until(lambda: world.done > done, 60.0 + START_UP_S)
+
+
+@in_world(steady(10.0), replans=True)
+async def test_a_plan_that_comes_into_force_starts_no_replica_of_a_stage_that_people_hold_at_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.sleep(70.0)
+    world.say(Override("scale", "a", 0, until_s=EPOCH_S + 95.0))
+    await world.until(lambda: world.wanted == 0, 2.0)
+    assert await planned_for(world, 0.25, monkeypatch) == {0}
+    done = world.done
+    await world.until(lambda: world.done > done, 20.0 + START_UP_S)
+
+
 @pytest.mark.parametrize("apart_s", [-3600.0, 3600.0])
 @in_world(steady(10.0))
 async def test_what_people_set_for_a_while_lasts_as_long_whatever_their_clock_says(
@@ -420,6 +465,9 @@ def test_a_controller_that_takes_over_takes_no_replica_s_age_for_the_time_that_i
         await asyncio.sleep(1000.0)
         async with world():
             await asyncio.sleep(10.0)
-            assert world.view.start_ups.next_s("a", "cpu") == START_UP_S
+            assert world.view.start_ups.next_s("a", "cpu") is None, "nor the time that it took to load its model"
+            world.say(Override("scale", "a", 3))
+            await world.until(lambda: world.view.start_ups.next_s("a", "cpu") is not None, START_UP_S + 3.0)
+            assert world.view.start_ups.next_s("a", "cpu") == pytest.approx(START_UP_S, abs=0.5)
 
     run(story())

@@ -136,25 +136,19 @@ def test_what_people_want_is_planned_for_once_kafka_answers_again(monkeypatch: p
     run(story())
 
 
-@pytest.mark.parametrize("asleep", [False, True])
 @pytest.mark.parametrize("planning", [False, True])
-def test_what_people_want_during_a_pause_or_asleep_is_planned_for_at_its_end(
-    monkeypatch: pytest.MonkeyPatch, *, planning: bool, asleep: bool
+def test_what_people_want_during_a_pause_is_planned_for_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, *, planning: bool
 ) -> None:
     kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
     view = House().view
     view.context = PipelineContext(one_stage(), kafka, Settings())
-    overrides, taken_s, ended = Overrides(), list[float](), False
-
-    def hold(*, held: bool) -> None:
-        nonlocal overrides
-        if asleep:
-            view.asleep = frozenset({"a"} if held else ())
-        else:
-            overrides = overrides.with_record("pause", Override("pause") if held else None)
+    overrides, taken_s, begins = Overrides(), list[float](), [Override("pause")] * planning
 
     async def planned(_: object, inputs: ReplanInputs) -> ReplanResult:
-        hold(held=not ended)  # it begins, where it has not, while this is planned
+        nonlocal overrides
+        if begins:
+            overrides = overrides.with_record("pause", begins.pop())
         return ReplanResult(Reason.PLAN_SAVES, "", replace(inputs.plan, slo_s=inputs.slo_s))
 
     async def take(proposal: ReplanResult, measured: PipelineProfile) -> None:
@@ -162,17 +156,16 @@ def test_what_people_want_during_a_pause_or_asleep_is_planned_for_at_its_end(
         taken_s.append(proposal.plan.slo_s)
 
     async def story() -> None:
-        nonlocal overrides, ended
+        nonlocal overrides
         clock = ReplanClock(view, lambda: overrides, take)
         clock._occasions.due(0.0, beyond=False, wanted=clock._set_by_people())
         if not planning:
-            hold(held=True)
+            overrides = overrides.with_record("pause", Override("pause"))
         overrides = overrides.with_record("slo", Override("slo", value=0.1))
         for _ in range(3):
             await clock.step()
         assert taken_s == []
-        ended = True
-        hold(held=False)
+        overrides = overrides.with_record("pause", None)
         await clock.step()
         assert taken_s == [0.1]
 

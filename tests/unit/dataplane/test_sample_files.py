@@ -59,5 +59,14 @@ def test_a_file_that_ends_nowhere_or_unpacks_to_more_than_there_is_memory_is_ref
     monkeypatch.setattr(sample_files, "free_memory_bytes", lambda: 1_000_000)
     (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"\n" * 64_000_000))
     for file in (tmp_path / "bomb.csv.gz", "/dev/zero"):
-        with pytest.raises(InvalidFile, match=r"holds more than the 0\.0 GB of memory that are free"):
+        with pytest.raises(InvalidFile, match=r"takes more to read than the 0\.0 GB of memory that are free"):
             read_arrivals(file)
+
+
+def test_memory_that_files_are_cached_in_is_free_for_a_sample(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 16000000 kB\nMemFree: 90 kB\nMemAvailable: 12000000 kB\nCached: 11000000 kB\n")
+    monkeypatch.setattr(sample_files, "_MEMORY", meminfo)
+    assert sample_files.free_memory_bytes() == 12_000_000 * 1024
+    monkeypatch.setattr(sample_files, "_MEMORY", tmp_path / "none")
+    assert sample_files.free_memory_bytes() is None
