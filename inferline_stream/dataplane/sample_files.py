@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import os
 import zlib
 from codecs import BOM_UTF8
@@ -21,6 +23,7 @@ _BYTES_PER_ARRIVAL = 24
 
 
 _READ_AT_ONCE = 1 << 24
+_MEMINFO = Path("/proc/meminfo")
 
 
 def read_arrivals(path: str | Path) -> Trace:
@@ -54,7 +57,9 @@ def _check_counted(events: int, path: str | Path) -> None:
 
 
 def free_memory_bytes() -> int | None:
-    """Memory that this machine still has; None where that is unknown."""
+    """Memory that this machine can still give, also what it keeps files in; None where that is unknown."""
+    with contextlib.suppress(OSError, LookupError, ValueError):
+        return int(_MEMINFO.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
@@ -96,15 +101,14 @@ def keyed(event: bytes, field: str) -> bytes:
 
 def _contents(path: Path) -> bytes:
     """Return what a file holds, unpacked; one that ends nowhere, or unpacks to more than fits, is refused."""
-    parts, size, free = list[bytes](), 0, free_memory_bytes()
+    held, free = io.BytesIO(), free_memory_bytes()
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             while part := file.read(_READ_AT_ONCE):
-                parts.append(part)
-                size += len(part)
-                if free is not None and size > free:
+                held.write(part)
+                if free is not None and held.tell() > free:
                     raise InvalidFile(f"{path}: holds more than the {free / 1e9:.1f} GB of memory that are free")
     except (OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InvalidFile(f"{path}: cannot be read ({reason})") from None
-    return b"".join(parts)
+    return held.getvalue()

@@ -61,3 +61,12 @@ def test_a_file_that_ends_nowhere_or_unpacks_to_more_than_there_is_memory_is_ref
     for file in (tmp_path / "bomb.csv.gz", "/dev/zero"):
         with pytest.raises(InvalidFile, match=r"holds more than the 0\.0 GB of memory that are free"):
             read_arrivals(file)
+
+
+def test_memory_that_files_are_kept_in_for_a_while_is_free(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16000000 kB\nMemFree:          200000 kB\nMemAvailable:   12000000 kB\n")
+    monkeypatch.setattr(sample_files, "_MEMINFO", meminfo)
+    assert sample_files.free_memory_bytes() == 12_000_000 * 1024
+    monkeypatch.setattr(sample_files, "_MEMINFO", tmp_path / "nowhere")
+    assert (sample_files.free_memory_bytes() or 1) > 0
