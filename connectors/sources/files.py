@@ -216,6 +216,8 @@ class Files:
         self._state = state
         self._numbers = frozenset(numbers)
         self._key_field = key_field
+        self._ended: dict[str, tuple[FilePosition, tuple[int, int, int]]] = {}
+        """Where each file held nothing more, and its inode, size and last change then; until one of them is another."""
 
     def names(self) -> list[str]:
         """Files that are there now, by name.
@@ -259,8 +261,12 @@ class Files:
         try:
             # Twice, since an archive that is asked for what it held before unpacks all of it again.
             with _opened(path, place) as file, _opened(path, place) as marked:
-                if not os.path.samestat(os.fstat(file.fileno()), os.fstat(marked.fileno())):
+                found = os.fstat(file.fileno())
+                held = found.st_ino, found.st_size, found.st_mtime_ns
+                if not os.path.samestat(found, os.fstat(marked.fileno())):
                     return  # replaced just now
+                if self._ended.get(place.file) == (place, held):
+                    return
                 coming = self._events(file, place.read_by, place.offset, whole=whole)
                 damage: Exception | None = None
                 same = place.is_of(marked)
@@ -275,12 +281,13 @@ class Files:
                             if len(events) == _AT_ONCE or end - place.offset > _LONGEST_LINE:
                                 break
                     except _DAMAGE as error:
-                        damage = error
+                        damage = None if isinstance(error, EOFError) and not whole else error  # or still compressed
                     if events:
                         yield events, (place := place.at(end, marked))
                     if damage is not None:
                         raise damage
                     if not events:
+                        self._ended[place.file] = place, held
                         return
                     same = place.packed or place.is_of(marked)
                 yield [], place.begun_again()

@@ -415,10 +415,22 @@ async def test_an_archive_is_unpacked_a_few_times_however_much_it_holds(tmp_path
             read_bytes += len(data)
             return data
 
+    state = FilePositions(tmp_path / "state")
+    state.open()
     with contextlib.ExitStack() as opened:
+        opened.callback(state.close)
         monkeypatch.setattr(gzip, "open", lambda path: gzip.GzipFile(fileobj=opened.enter_context(Counted(path))))
-        assert len(await look(file, taken)) >= 10_000
-    assert read_bytes < 4 * file.stat().st_size
+        reading = files_of(file, state)
+        await reading.send(taken, asyncio.Event(), follow=False)
+        assert len(taken.new()) >= 10_000
+        assert 0 < read_bytes < 4 * file.stat().st_size
+        read_bytes = 0
+        await reading.send(taken, asyncio.Event(), follow=False)
+        assert (taken.new(), read_bytes) == ([], 0), "it has not changed"
+        with file.open("ab") as more:
+            more.write(gzip.compress(b"1\n"))
+        await reading.send(taken, asyncio.Event(), follow=False)
+        assert len(taken.new()) == 1
 
 
 async def test_lines_that_are_long_are_not_all_held_at_once(tmp_path, monkeypatch):
