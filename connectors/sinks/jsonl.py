@@ -15,8 +15,9 @@ at the start; its record was not committed, so it comes again. Each event is in 
 One process at a time has the file. Another waits for its end, and goes on with what that one has written and committed,
 so that a restart may begin the new process before it ends the old one.
 
-To rotate, rename the file and start again, or copy and empty it. A sink whose file is deleted, or cut off elsewhere
-than at its beginning, ends with its next events, which come again.
+To rotate, rename the file and start again. It may also be copied and emptied, but what is written between the two is
+lost. A sink whose file is deleted, or cut off elsewhere than at its beginning, ends with its next events, which come
+again.
 
 While the file takes nothing (the disk is full), nothing is committed: the sink says so once, cuts off what was torn,
 and tries the same records again each second. A value that is no JSON goes to ``--dead-letters``; without one the sink

@@ -121,7 +121,7 @@ class TopicSink:
         what: the store's name, for messages.
         group: consumer group that holds how far the store has come; one group per store.
         dead_letters: topic for refused events; without one, a refused event ends the sink.
-        again_at_most_s: longest pause between two attempts.
+        again_at_most_s: longest pause between two attempts, where the store does not say when to come again.
         start: where to begin; see `TopicFollower`.
 
     Raises:

@@ -9,9 +9,9 @@ ASCII in it is percent-encoded, and one that is longer than 1,024 characters is 
 posted in their order, those of several partitions at once.
 
 An answer of 2xx means that the receiver has it. Where it does not answer in time, or with 408, 425, 429 or 5xx, the
-event is tried again for as long as it takes, not before ``Retry-After``. With 401 the sink ends: the token is wrong,
-and no event is to blame. Any other answer is a refusal for good: the event goes to the topic ``--dead-letters``;
-without one the sink ends and nothing is lost.
+event is tried again for as long as it takes, not before ``Retry-After``, or an hour. With 401 the sink ends: the token
+is wrong, and no event is to blame. Any other answer is a refusal for good: the event goes to the topic
+``--dead-letters``; without one the sink ends and nothing is lost.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _TRY_AGAIN = frozenset((408, 425, 429))
 _REMEMBERED = 100_000
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 _LONGEST_KEY = 1024
+_AFTER_AT_MOST_S = 3600.0
 _SHOWN = 200
 """Characters of an answer that are reported."""
 
@@ -140,7 +141,8 @@ def _header_safe(known: str) -> str:
 
 
 def _after_s(header: str) -> float:
-    return float(header) if header.isdecimal() else 0.0  # dates are rare, and clocks differ
+    # Dates are rare, and clocks differ; some send seconds since the epoch.
+    return min(float(header), _AFTER_AT_MOST_S) if header.isdecimal() else 0.0
 
 
 def _url(text: str) -> str:

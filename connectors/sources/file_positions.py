@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import gzip
 import hashlib
 import logging
 import os
@@ -35,37 +34,59 @@ class FilePosition(msgspec.Struct, frozen=True):
     """Digest of what it holds just before the offset: another one there is another file. Empty for not known."""
     origin: str = ""
     """The name that it was first read by, if it has been renamed."""
+    taken: int = 0
+    """How often files had begun by its name when it was renamed to that."""
+    like: str = ""
+    """The name that one before it by its own name was first read by."""
 
     @property
     def first_name(self) -> str:
-        """The name that it was first read by, which says how it is read."""
+        """The name that it was first read by."""
         return self.origin or self.file
+
+    @property
+    def read_by(self) -> str:
+        """The name that says how it is read; ``a.csv`` of ``a.csv.1``."""
+        return self.like or self.first_name
 
     @property
     def known(self) -> str:
         """What the ids of its events begin with."""
         return f"{self.first_name}~{self.generation}" if self.generation else self.first_name
 
+    @property
+    def packed(self) -> bool:
+        """Whether it is an archive."""
+        return self.read_by.endswith(".gz")
+
     def at(self, offset: int, file: IO[bytes]) -> FilePosition:
         """The same file, read up to another offset."""
-        return msgspec.structs.replace(
-            self, offset=offset, inode=os.fstat(file.fileno()).st_ino, mark=_mark(file, offset)
-        )
+        inode = os.fstat(file.fileno()).st_ino
+        return msgspec.structs.replace(self, offset=offset, inode=inode, mark=self._mark(file, offset))
 
     def is_of(self, file: IO[bytes]) -> bool:
         """Whether an opened file is the one that was read, perhaps longer by now."""
         if self.mark:
-            return self.mark == _mark(file, self.offset)
-        return isinstance(file, gzip.GzipFile) or os.fstat(file.fileno()).st_size >= self.offset
+            return self.mark == self._mark(file, self.offset)
+        return self.packed or os.fstat(file.fileno()).st_size >= self.offset
 
     def begun_again(self) -> FilePosition:
         """The beginning of another file by that name."""
-        return FilePosition(self.file, generation=self.generation + 1)
+        return FilePosition(self.file, generation=max(self.generation, self.taken) + 1, like=self.like or self.origin)
 
+    def renamed(self, name: str, before: FilePosition | None) -> FilePosition:
+        """The same file by another name, which one before it may have had: no other begins by an id of that one."""
+        taken = 0 if before is None else max(before.generation, before.taken)
+        return msgspec.structs.replace(self, file=name, origin=self.first_name, taken=taken)
 
-def _mark(file: IO[bytes], offset: int) -> str:
-    file.seek(max(0, offset - _MARKED))
-    return hashlib.sha256(file.read(min(offset, _MARKED))).hexdigest()[:16] if offset else ""
+    def _mark(self, file: IO[bytes], offset: int) -> str:
+        begin, size = max(0, offset - _MARKED), min(offset, _MARKED)
+        if self.packed:
+            file.seek(begin)
+            held = file.read(size)
+        else:
+            held = os.pread(file.fileno(), size, begin)  # what it holds now, not what was read ahead of it before
+        return hashlib.sha256(held).hexdigest()[:16] if offset else ""
 
 
 class FilePositions:
@@ -150,9 +171,9 @@ class FilePositions:
             self._write()
             self._file.close()
 
-    def note(self, place: FilePosition) -> None:
-        """Keep a place, on disk once this returns; while the disk takes none, a restart begins at older ones."""
-        self.places[place.file] = place
+    def note(self, *places: FilePosition) -> None:
+        """Keep places, on disk together once this returns; while it takes none, a restart begins at older ones."""
+        self.places |= {place.file: place for place in places}
         self._write()
 
     def _write(self) -> None:

@@ -57,6 +57,7 @@ _LONGEST_LINE = 16 << 20
 _AT_ONCE = 500
 _LOOK_AGAIN_S = 0.5
 _NOTE_S = 1.0
+_DAMAGE = (OSError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +216,8 @@ class Files:
         self._state = state
         self._numbers = frozenset(numbers)
         self._key_field = key_field
+        self._ended: dict[str, tuple[FilePosition, tuple[int, int, int]]] = {}
+        """Where each file held nothing more, and its inode, size and last change then; until one of them is another."""
 
     def names(self) -> list[str]:
         """Files that are there now, by name.
@@ -244,43 +247,61 @@ class Files:
         """Whether a file is of the patterns, or has a name that one of them was given: more may have come by it."""
         return name in self._state.places or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns)
 
-    def read(self, name: str, place: FilePosition, *, whole: bool) -> tuple[list[SourceEvent], FilePosition]:
-        """Events of a file from a place on, at most some hundreds, and the place after them.
+    def read(self, place: FilePosition, *, whole: bool) -> Iterator[tuple[list[SourceEvent], FilePosition]]:
+        """Events of a file from a place on, some hundreds at a time, and the place after them; it stays open meanwhile.
+
+        What holds something else than what was read ends with the place where that begins, and no events.
 
         Raises:
             InvalidFile: the file cannot be read.
         """
-        path = self._path / name if self._path.is_dir() else self._path
-        if not _is_text(name):
+        path = self._path / place.file if self._path.is_dir() else self._path
+        if not _is_text(place.file):
             raise InvalidFile(f"{str(path)!a}: its name is no UTF-8 text, as ids of events are; rename it")
-        events: list[SourceEvent] = []
-        offset = place.offset
         try:
-            with _opened(path, place.first_name) as file:
-                if not place.is_of(file):
-                    place = place.begun_again()
-                    offset = 0
-                for one in self._events(file, place.first_name, offset, whole=whole):
-                    identity = f"{place.known}:{one.begin}".encode()
-                    key = key_of(one.value, self._key_field)
-                    events.append(SourceEvent(identity, one.value, key, refusal=one.refusal))
-                    offset = one.end
-                    if len(events) == _AT_ONCE:
-                        break
-                if events:
-                    place = place.at(offset, file)
+            # Twice, since an archive that is asked for what it held before unpacks all of it again.
+            with _opened(path, place) as file, _opened(path, place) as marked:
+                found = os.fstat(file.fileno())
+                held = found.st_ino, found.st_size, found.st_mtime_ns
+                if not os.path.samestat(found, os.fstat(marked.fileno())):
+                    return  # replaced just now
+                if self._ended.get(place.file) == (place, held):
+                    return
+                coming = self._events(file, place.read_by, place.offset, whole=whole)
+                damage: Exception | None = None
+                same = place.is_of(marked)
+                while same:
+                    events, end = list[SourceEvent](), place.offset
+                    try:
+                        for one in coming:
+                            identity = f"{place.known}:{one.begin}".encode()
+                            key = key_of(one.value, self._key_field)
+                            events.append(SourceEvent(identity, one.value, key, refusal=one.refusal))
+                            end = one.end
+                            if len(events) == _AT_ONCE or end - place.offset > _LONGEST_LINE:
+                                break
+                    except _DAMAGE as error:
+                        damage = None if isinstance(error, EOFError) and not whole else error  # or still compressed
+                    if events:
+                        yield events, (place := place.at(end, marked))
+                    if damage is not None:
+                        raise damage
+                    if not events:
+                        self._ended[place.file] = place, held
+                        return
+                    same = place.packed or place.is_of(marked)
+                yield [], place.begun_again()
         except FileNotFoundError:
-            return [], place  # it was moved away; what it held has been sent as far as we came
-        except (OSError, EOFError, zlib.error) as error:
-            if events or (isinstance(error, EOFError) and not whole):  # it may still be being compressed
-                return events, msgspec.structs.replace(place, offset=offset, mark="")
-            if isinstance(error, PermissionError) and name in self._state.places:
+            return  # it was moved away; what it held has been sent as far as we came
+        except _DAMAGE as error:
+            if isinstance(error, EOFError) and not whole:
+                return  # it may still be being compressed
+            if isinstance(error, PermissionError) and place.file in self._state.places:
                 raise InvalidFile(
                     f"{path}: is another file than at the start, which the sealed process may not open; start it "
                     f"again, or give its folder as --path and its name as --pattern"
                 ) from None
             raise InvalidFile(f"{path}: cannot be read ({error}); repair it or take it away") from None
-        return events, place
 
     def _renamed(self) -> list[FilePosition]:
         """Files of the folder that have another name now, and the beginnings of what comes by their old ones."""
@@ -296,17 +317,19 @@ class Files:
         for place in places:
             name = names.get(place.inode)
             if name is not None and place.inode not in stayed:
-                with contextlib.suppress(OSError, EOFError), _opened(self._path / name, place.first_name) as file:
+                with contextlib.suppress(*_DAMAGE), _opened(self._path / name, place) as file:
                     if place.is_of(file):  # the system gives the numbers of files that are gone to others
                         begun[place.file] = place.begun_again()
-                        found[name] = msgspec.structs.replace(place, file=name, origin=place.first_name)
+                        found[name] = place.renamed(name, self._state.places.get(name))
         return list((begun | found).values())
 
     async def _note_renamed(self) -> None:
-        for place in await asyncio.to_thread(self._renamed):
+        renamed = await asyncio.to_thread(self._renamed)
+        for place in renamed:
             if place.offset:
                 logger.info("%s is called %s now; it is read on", place.known, place.file)
-            self._state.note(place)
+        if renamed:
+            self._state.note(*renamed)
 
     def _events(self, file: IO[bytes], name: str, begin: int, *, whole: bool) -> Iterator[FileEvent]:
         if name.removesuffix(".gz").endswith(".csv"):
@@ -324,12 +347,14 @@ class Files:
         while not stop.is_set():
             sent = 0
             await self._note_renamed()
+            looked_s = time.monotonic()
             names = await asyncio.to_thread(self.names)
-            places = (self._state.places.get(name, FilePosition(name)) for name in names)
-            for place in sorted(places, key=lambda place: not place.origin):  # what was renamed is older
-                name = place.file
+            for name in sorted(names, key=lambda name: not self._place(name).origin):  # what was renamed is older
+                if time.monotonic() > looked_s + _LOOK_AGAIN_S:  # sending those before has taken a while
+                    await self._note_renamed()
+                    looked_s = time.monotonic()
                 try:
-                    sent += await self._send(place, delivery, stop, follow=follow)
+                    sent += await self._send(self._place(name), delivery, stop, follow=follow)
                     unreadable.pop(name, None)
                 except InvalidFile as error:
                     if not self._path.is_dir():
@@ -345,6 +370,9 @@ class Files:
                         await stop.wait()
         if unreadable:
             raise next(iter(unreadable.values()))
+
+    def _place(self, name: str) -> FilePosition:
+        return self._state.places.get(name, FilePosition(name))
 
     async def _begun_again(self, place: FilePosition) -> FilePosition:
         """Note that another file has a file's name now, which may have another one; return where the new one begins."""
@@ -362,28 +390,28 @@ class Files:
         """Send what is new in one file."""
         sent = 0
         noted_s = time.monotonic()
+        reading = self.read(place, whole=not follow)
         try:
-            while not stop.is_set():
-                events, after = await asyncio.to_thread(self.read, place.file, place, whole=not follow)
+            while not stop.is_set() and (found := await asyncio.to_thread(next, reading, None)) is not None:
+                events, after = found
                 if after.generation != place.generation:
                     place = await self._begun_again(place)
+                    reading = self.read(place, whole=not follow)
                     continue
-                if not events:
-                    self._state.places.setdefault(place.file, place)  # seen: if it goes, it is about to be replaced
-                    break
                 await delivery.deliver(events)
                 sent, place = sent + len(events), after
                 if time.monotonic() - noted_s > _NOTE_S:
                     await asyncio.to_thread(self._state.note, place)
                     noted_s = time.monotonic()
+            self._state.places.setdefault(place.file, place)  # seen: if it goes, it is about to be replaced
         finally:
             if sent:
                 self._state.note(place)
         return sent
 
 
-def _opened(path: Path, first_name: str) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path)) if first_name.endswith(".gz") else path.open("rb")
+def _opened(path: Path, place: FilePosition) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path)) if place.packed else path.open("rb")
 
 
 def _is_text(name: str) -> bool:

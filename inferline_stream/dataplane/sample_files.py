@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from codecs import BOM_UTF8
 from pathlib import Path
@@ -97,17 +98,14 @@ def keyed(event: bytes, field: str) -> bytes:
 
 def _contents(path: Path) -> bytes:
     """Return what a file holds, unpacked; one that ends nowhere, or unpacks to more than fits, is refused."""
-    parts, size, free = list[bytes](), 0, free_memory_bytes()
+    held, free = io.BytesIO(), free_memory_bytes()
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             while part := file.read(_READ_AT_ONCE):
-                parts.append(part)
-                size += len(part)
-                if free is not None and 2 * size > free:  # joined, the parts take as much again
-                    raise InvalidFile(
-                        f"{path}: takes more to read than the {free / 1e9:.1f} GB of memory that are free"
-                    )
+                held.write(part)
+                if free is not None and held.tell() > free:
+                    raise InvalidFile(f"{path}: holds more than the {free / 1e9:.1f} GB of memory that are free")
     except (OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InvalidFile(f"{path}: cannot be read ({reason})") from None
-    return b"".join(parts)
+    return held.getvalue()

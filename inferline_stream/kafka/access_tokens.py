@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import ssl
 import time
 
@@ -20,7 +21,6 @@ _RENEW_BEFORE_S = 30.0
 _TOKEN_TIMEOUT_S = 10.0
 _LONGEST_TOKEN = 1 << 20
 """Bytes of an endpoint's answer that are read."""
-_LONGEST_S = 1e9
 _NO_TOKEN = (*UNREADABLE, LookupError, TypeError, AttributeError)
 """What reading an answer without a token raises."""
 
@@ -76,11 +76,11 @@ def _read(said: str | bytes) -> tuple[str, float]:
     """Read an answer.
 
     Raises:
-        ValueError: it has no token, or one that Kafka takes from nobody, or that ends at no time; see also `_NO_TOKEN`.
+        ValueError: it has no token, or one that Kafka takes from nobody, or that ends never; see also `_NO_TOKEN`.
     """
     answer = json.loads(said)
     token, lasts_s = answer["access_token"], float(answer.get("expires_in", 300.0))
-    if not (isinstance(token, str) and token.isascii() and token.isprintable() and token and 0 <= lasts_s < _LONGEST_S):
+    if not (isinstance(token, str) and token.isascii() and token.isprintable() and token and 0 <= lasts_s < math.inf):
         raise ValueError("no token")
     return token, lasts_s
 

@@ -40,6 +40,7 @@ from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
+from inferline_stream.planner.plan_document import misfit
 from inferline_stream.runs.http_endpoints import served
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.report import RunReport
@@ -258,9 +259,8 @@ def _going_on(run: Run, found: Recovered) -> tuple[Plan, dict[str, dict[str, int
         or plan is None
         or plan.slo_s not in (run.plan.slo_s, found.overrides.slo_s(time.time()))
         or (found.plan is not None and found.plan.structure not in (None, structure_of(run.pipeline)))
-        or plan.allocations.keys() != run.plan.allocations.keys()
+        or misfit(plan, list(run.plan.allocations), run.measured, run.kinds)
         or not known >= {(stage, kind) for stage, kinds in found.wanted.items() for kind in kinds}
-        or not known >= {(stage, a.hardware) for stage, kinds in plan.allocations.items() for a in kinds}
     ):
         return run.plan, replicas_of_plan(run.plan.allocations)
     logger.info("going on with the plan and the replicas of the controller before")

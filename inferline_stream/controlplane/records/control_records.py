@@ -195,8 +195,10 @@ _MOST = 2**53
 _LAST_S = 250_000_000_000
 """Seconds since the epoch: the calendar of Python ends soon after."""
 
-_LONGEST_S, _MOST_ARRIVALS = 2 * 86_400.0, 50_000_000
-"""Between two ticks that are kept at the same time: Kafka keeps them for a day, and nobody plans by more arrivals."""
+_LONGEST_S = 2 * 86_400.0
+"""Between two ticks that are kept at the same time; Kafka keeps them for a day."""
+_TICKS_TOGETHER, _MOST_ARRIVALS = 1000, 50_000_000
+"""Ticks of about the same time, and arrivals between two of them: more do not come within a quarter of an hour."""
 
 DECISIONS_KEPT = 500
 """Decisions that stay in the compacted topic; older ones are taken out as new ones come."""
@@ -315,7 +317,7 @@ def merged(records: Iterable[ArrivalTicks], partitions: int) -> list[Tick]:
         own = [(record.previous_ms, record.previous), *zip(record.times_ms, record.ends, strict=True)]
         ticks += [(time_ms / 1e3, list(ends)) for time_ms, ends in own if len(ends) <= partitions]
     grown: list[Tick] = []
-    for time_s, ends in sorted(_credible(ticks, partitions), key=lambda tick: tick[0]):
+    for time_s, ends in _credible(ticks, partitions):
         if not grown:
             grown.append((time_s, ends))
         elif time_s > grown[-1][0]:
@@ -326,16 +328,19 @@ def merged(records: Iterable[ArrivalTicks], partitions: int) -> list[Tick]:
 
 
 def _credible(ticks: Sequence[Tick], partitions: int) -> list[Tick]:
-    """Leave out ticks that lie far from most others: what they claim to have come would fill the memory."""
-    some = ticks[:: max(1, len(ticks) // 1000)]
-    usual_s = median_low(time_s for time_s, _ in some) if some else 0.0
-    usual = [median_low([ends[p] for _, ends in some if p < len(ends)] or [0]) for p in range(partitions)]
-    return [
-        (time_s, ends)
-        for time_s, ends in ticks
-        if abs(time_s - usual_s) < _LONGEST_S
-        and sum(abs(end - at) for end, at in zip(ends, usual, strict=False)) < _MOST_ARRIVALS
-    ]
+    """Return them by time, less those far from most about that time: what they claim to have come fills the memory."""
+    usual_s = median_low(time_s for time_s, _ in ticks) if ticks else 0.0
+    near = sorted((tick for tick in ticks if abs(tick[0] - usual_s) < _LONGEST_S), key=lambda tick: tick[0])
+    parts, credible = max(1, len(near) // _TICKS_TOGETHER), list[Tick]()
+    for part in range(parts):
+        together = near[part * len(near) // parts : (part + 1) * len(near) // parts]
+        usual = [median_low([ends[p] for _, ends in together if p < len(ends)] or [0]) for p in range(partitions)]
+        credible += [
+            (time_s, ends)
+            for time_s, ends in together
+            if sum(abs(end - at) for end, at in zip(ends, usual, strict=False)) < _MOST_ARRIVALS
+        ]
+    return credible
 
 
 def highest(a: Sequence[int], b: Sequence[int]) -> list[int]:

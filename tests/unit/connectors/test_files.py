@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gzip
 import io
+import itertools
 import json
 import os
 
@@ -23,8 +24,14 @@ def files_of(path, state=None, **options):
     return Files(path, ["*.jsonl", "*.csv", "*.gz"], state, **options)
 
 
+def first(reading, place, *, whole):
+    """The first events from a place on, and the place after them."""
+    with contextlib.closing(reading.read(place, whole=whole)) as found:
+        return next(found, ([], place))
+
+
 def everything(path, *, whole=True, **options):
-    events, _ = files_of(path, **options).read(path.name, FilePosition(path.name), whole=whole)
+    events, _ = first(files_of(path, **options), FilePosition(path.name), whole=whole)
     return [(event.id.decode(), json.loads(event.value)) for event in events]
 
 
@@ -38,13 +45,13 @@ def test_an_unfinished_line_waits_until_it_is_finished_where_more_is_to_come(tmp
     file = tmp_path / "a.jsonl"
     file.write_text("1\n2")
     files = files_of(file)
-    events, place = files.read("a.jsonl", FilePosition("a.jsonl"), whole=False)
+    events, place = first(files, FilePosition("a.jsonl"), whole=False)
     assert [event.value for event in events] == [b"1"]
     with file.open("a") as more:
         more.write("3\n")
-    events, place = files.read("a.jsonl", place, whole=False)
+    events, place = first(files, place, whole=False)
     assert [(event.id, event.value) for event in events] == [(b"a.jsonl:2", b"23")]
-    assert files.read("a.jsonl", place, whole=False) == ([], place)
+    assert first(files, place, whole=False) == ([], place)
 
 
 def test_rows_are_objects_of_texts_and_of_numbers_where_that_is_said(tmp_path):
@@ -84,7 +91,8 @@ def test_a_line_that_is_too_long_is_an_event_that_cannot_be_sent_and_holds_up_no
     monkeypatch.setattr(files, "_LONGEST_LINE", 64)
     file = tmp_path / name
     file.write_bytes(b'"x"\n1\n' + b"2" * 1000 + b"\n3\n")
-    events, place = files_of(file).read(name, FilePosition(name), whole=True)
+    parts = list(files_of(file).read(FilePosition(name), whole=True))
+    events, place = [event for part, _ in parts for event in part], parts[-1][1]
     assert [event.refusal[:8] for event in events[-3:]] == ["", "its line", ""]
     assert [event.id.decode() for event in events[-3:]] == [f"{name}:4", f"{name}:6", f"{name}:1007"]
     assert place.offset == file.stat().st_size
@@ -126,7 +134,9 @@ def test_a_gzipped_file_is_read_as_what_it_holds(tmp_path):
 def test_a_file_that_has_become_shorter_is_another_one_with_ids_of_its_own(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("1\n")
-    events, place = files_of(file).read("a.jsonl", FilePosition("a.jsonl", 100), whole=True)
+    begun = FilePosition("a.jsonl", generation=1)
+    assert first(files_of(file), FilePosition("a.jsonl", 100), whole=True) == ([], begun)
+    events, place = first(files_of(file), begun, whole=True)
     assert [event.id for event in events] == [b"a.jsonl~1:0"]
     assert (place.offset, place.generation) == (2, 1)
 
@@ -198,10 +208,10 @@ async def test_a_file_that_was_renamed_loses_no_line_and_repeats_none(tmp_path, 
 
 def rotate(folder, name="a.jsonl"):
     """As logrotate does: each rotated file gets the next number."""
-    for number in (3, 2, 1):
+    names = [name, *(f"{name}.{number}" for number in range(1, 11))]
+    for new, old in itertools.pairwise(reversed(names)):
         with contextlib.suppress(FileNotFoundError):
-            (folder / f"{name}.{number}").rename(folder / f"{name}.{number + 1}")
-    (folder / name).rename(folder / f"{name}.1")
+            (folder / old).rename(folder / new)
 
 
 async def test_files_that_are_renamed_again_and_again_lose_no_line_and_repeat_none(tmp_path, caplog):
@@ -222,18 +232,25 @@ async def test_files_that_are_renamed_again_and_again_lose_no_line_and_repeat_no
     assert "something else" not in caplog.text, "it is known where they are"
 
 
-async def test_a_file_that_came_and_went_between_two_looks_is_found_by_the_name_of_those_before_it(tmp_path):
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.csv.gz"])
+async def test_a_file_that_came_and_went_between_two_looks_is_found_by_the_name_of_those_before_it(tmp_path, name):
     folder, taken = tmp_path / "in", Taken()
     folder.mkdir()
-    for line in ("1\n", "2\n"):
-        (folder / "a.jsonl").write_text(line)
+
+    def write(line):
+        text = b"n\n" * ("csv" in name) + line
+        (folder / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+
+    for line in (b"1\n", b"2\n"):
+        write(line)
         await look(folder, taken)
-        rotate(folder)
+        rotate(folder, name)
         await look(folder, taken)
-    for line in ("3\n", "4\n"):
-        (folder / "a.jsonl").write_text(line)
-        rotate(folder)
-    assert sorted(value for _, value in await look(folder, taken)) == [3, 4]
+    for line in (b"3\n", b"4\n"):
+        write(line)
+        rotate(folder, name)
+    expected = [{"n": "3"}, {"n": "4"}] if "csv" in name else [3, 4]
+    assert sorted((value for _, value in await look(folder, taken)), key=str) == expected
     assert await look(folder, taken) == []
 
 
@@ -251,6 +268,66 @@ async def test_a_file_that_is_renamed_while_it_is_sent_is_sent_to_its_end(tmp_pa
 
     seen = await look(folder, Rotating()) + await look(folder, Taken())
     assert sorted(value for _, value in seen) == list(range(701))
+
+
+async def test_files_that_are_renamed_while_another_one_is_sent_repeat_no_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LOOK_AGAIN_S", -1.0)  # sending takes long
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    seen = []
+    for n in range(4):
+        (folder / "a.jsonl").write_text(f"{n}\n")
+        seen += await look(folder, taken)
+        rotate(folder)
+        seen += await look(folder, taken)
+    (folder / "a.jsonl").write_text("4\n")
+    for number, line in ((1, 5), (2, 6), (3, 7)):
+        with (folder / f"a.jsonl.{number}").open("a") as writer:
+            writer.write(f"{line}\n")
+
+    class Rotating(Taken):
+        async def deliver(self, events):
+            rotate(folder)
+            await super().deliver(events)
+
+    seen += await look(folder, Rotating()) + await look(folder, taken)
+    assert sorted(value for _, value in seen) == list(range(8))
+
+
+async def test_a_file_that_gets_the_name_of_a_new_one_while_another_one_is_sent_repeats_no_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LOOK_AGAIN_S", -1.0)  # sending takes long
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    (folder / "b.jsonl").write_text("1\n")
+    seen = await look(folder, taken)
+    (folder / "0.jsonl").write_text("0\n")
+    (folder / "a.jsonl").write_text("2\n")
+
+    class Renaming(Taken):
+        async def deliver(self, events):
+            if not self.events:
+                (folder / "a.jsonl").rename(folder / "c.jsonl")
+                (folder / "b.jsonl").rename(folder / "a.jsonl")
+            await super().deliver(events)
+
+    seen += await look(folder, Renaming()) + await look(folder, taken)
+    assert sorted(value for _, value in seen) == [0, 1, 2]
+
+
+async def test_a_renamed_archive_that_is_damaged_holds_up_no_other_file(tmp_path):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    archive = folder / "a.jsonl.gz"
+    archive.write_bytes(gzip.compress(b"".join(b'"%s"\n' % os.urandom(50).hex().encode() for _ in range(400))))
+    assert len(await look(folder, taken)) == 400
+    with archive.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\xff" * 2000)
+    archive.rename(folder / "b.jsonl.gz")
+    (folder / "c.jsonl").write_text("1\n")
+    with pytest.raises(InvalidFile, match=r"b\.jsonl\.gz: cannot be read"):
+        await look(folder, taken)
+    assert taken.new()[-1] == ("c.jsonl:0", 1)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -281,6 +358,97 @@ async def test_an_archive_that_was_rewritten_is_another_one(tmp_path):
         assert await look(folder, taken) == []
 
 
+async def test_no_id_comes_again_by_a_name_that_another_file_was_renamed_to(tmp_path):
+    folder, taken, seen = tmp_path / "in", Taken(), []
+    folder.mkdir()
+    file, beside = folder / "a.jsonl", folder / "b.jsonl"
+    for written, line in ((file, "1\n"), (file, "2\n"), (beside, "3\n"), (file, "4\n"), (beside, "5\n"), (file, "6\n")):
+        written.write_text(line)
+        seen += await look(folder, taken)
+        if written == beside:
+            beside.rename(file)  # as one does so that nobody reads half of it
+            seen += await look(folder, taken)
+    assert [value for _, value in seen] == [1, 2, 3, 4, 5, 6]
+    assert len({known for known, _ in seen}) == len(seen)
+
+
+async def test_a_crash_while_a_rotation_is_noted_loses_no_line(tmp_path, monkeypatch):
+    folder, taken, state = tmp_path / "in", Taken(), tmp_path / "state"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("1\n")
+    await look(folder, taken)
+    with (folder / "a.jsonl").open("a") as writer:
+        writer.write("2\n")
+    rotate(folder)
+    states = []
+    with monkeypatch.context() as disk:
+        synced = os.fsync
+        disk.setattr(os, "fsync", lambda number: (synced(number), states.append(state.read_bytes())))
+        assert await look(folder, taken) == [("a.jsonl:2", 2)]
+    for crashed in states[:-1]:
+        state.write_bytes(crashed)
+        assert await look(folder, taken) == [("a.jsonl:2", 2)]
+
+
+async def test_an_archive_that_was_read_while_it_was_compressed_is_known_again(tmp_path):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    file = folder / "a.jsonl.gz"
+    packed = gzip.compress(b"1\n" + os.urandom(40_000).hex().encode() + b"\n")
+    file.write_bytes(packed[:20_000])
+    with contextlib.suppress(InvalidFile):
+        await look(folder, taken)
+    assert taken.new() == [("a.jsonl.gz:0", 1)]
+    file.write_bytes(gzip.compress(b"7\n8\n"))
+    assert await look(folder, taken) == [("a.jsonl.gz~1:0", 7), ("a.jsonl.gz~1:2", 8)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz"])
+async def test_an_archive_is_unpacked_a_few_times_however_much_it_holds(tmp_path, monkeypatch, name):
+    file, taken, read_bytes = tmp_path / name, Taken(), 0
+    file.write_bytes(gzip.compress(b'"n"\n' + b"".join(b'"%0100d"\n' % n for n in range(10_000))))
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            nonlocal read_bytes
+            data = super().read(size)
+            read_bytes += len(data)
+            return data
+
+    state = FilePositions(tmp_path / "state")
+    state.open()
+    with contextlib.ExitStack() as opened:
+        opened.callback(state.close)
+        monkeypatch.setattr(gzip, "open", lambda path: gzip.GzipFile(fileobj=opened.enter_context(Counted(path))))
+        reading = files_of(file, state)
+        await reading.send(taken, asyncio.Event(), follow=False)
+        assert len(taken.new()) >= 10_000
+        assert 0 < read_bytes < 4 * file.stat().st_size
+        read_bytes = 0
+        await reading.send(taken, asyncio.Event(), follow=False)
+        assert (taken.new(), read_bytes) == ([], 0), "it has not changed"
+        with file.open("ab") as more:
+            more.write(gzip.compress(b"1\n"))
+        await reading.send(taken, asyncio.Event(), follow=False)
+        assert len(taken.new()) == 1
+
+
+async def test_lines_that_are_long_are_not_all_held_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LONGEST_LINE", 64)
+    folder, most = tmp_path / "in", 0
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(f'"{"x" * 60}"\n' * 100)
+
+    class Weighing(Taken):
+        async def deliver(self, events):
+            nonlocal most
+            most = max(most, sum(len(event.value) for event in events))
+            await super().deliver(events)
+
+    assert len(await look(folder, Weighing())) == 100
+    assert most <= 2 * 64
+
+
 async def test_an_empty_file_may_be_about_to_be_replaced_as_well(tmp_path):
     file, taken, stop = tmp_path / "a.jsonl", Taken(), asyncio.Event()
     file.touch()
@@ -288,11 +456,12 @@ async def test_an_empty_file_may_be_about_to_be_replaced_as_well(tmp_path):
     state.open()
     with contextlib.closing(state):
         followed = asyncio.create_task(files_of(file, state).send(taken, stop, follow=True))
-        await asyncio.sleep(0.1)
-        file.unlink()
-        await asyncio.sleep(0.8)
-        file.write_text("1\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
+            while not state.places:
+                await asyncio.sleep(0.01)
+            file.unlink()
+            await asyncio.sleep(0.8)
+            file.write_text("1\n")
             while not taken.events and not followed.done():
                 await asyncio.sleep(0.05)
         stop.set()
@@ -344,7 +513,7 @@ def test_what_ends_never_or_cannot_be_read_again_is_refused(tmp_path, made):
 def test_keys_come_from_a_field(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"user": "u"}\n{"user": 7}\n{}\nnothing\n')
-    events, _ = files_of(file, key_field="user").read("a.jsonl", FilePosition("a.jsonl"), whole=True)
+    events, _ = first(files_of(file, key_field="user"), FilePosition("a.jsonl"), whole=True)
     assert [event.key for event in events] == [b"u", b"7", None, None]
 
 

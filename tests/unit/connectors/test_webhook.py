@@ -26,7 +26,9 @@ def events(*ids: str) -> list[Record]:
     return [Record(None, b"1", [(EVENT_ID, known.encode())], offset=at) for at, known in enumerate(ids)]
 
 
-@pytest.mark.parametrize(("said", "after_s"), [("2", 2.0), ("²", 0.0), ("soon", 0.0), ("-1", 0.0)])
+@pytest.mark.parametrize(
+    ("said", "after_s"), [("2", 2.0), ("²", 0.0), ("soon", 0.0), ("-1", 0.0), ("1764550000", 3600.0)]
+)
 async def test_a_receiver_that_is_busy_says_when_to_come_again_and_nothing_else_ends_the_sink(
     receiver: Receiver, said: str, after_s: float
 ) -> None:

@@ -127,6 +127,15 @@ def test_a_second_writer_and_a_second_reading_add_nothing() -> None:
     assert [ends for _, ends in grown] == sorted(ends for _, ends in grown)
 
 
+def test_a_day_of_much_traffic_is_kept_to_its_newest_tick_and_garbage_in_it_is_not() -> None:
+    times_ms = [1e3 * second for second in range(10_000)]
+    ends = [[20_000 * second] for second in range(10_000)]
+    garbage = ArrivalTicks([5e6], [[2**52]], [0], 5e6)
+    grown = merged([ArrivalTicks(times_ms, ends, ends[0], times_ms[0]), garbage], 1)
+    assert [time_s for time_s, _ in grown] == [float(second) for second in range(10_000)]
+    assert [end for _, end in grown] == ends
+
+
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40))
 def test_merged_ticks_of_any_two_writers_are_the_log_that_both_saw(steps: list[tuple[int, int, int]]) -> None:
     writers, now, ends = (ArrivalLog(NAMES, "posts"), ArrivalLog(NAMES, "posts")), 0, [0, 0]

@@ -59,7 +59,7 @@ def test_a_file_that_ends_nowhere_or_unpacks_to_more_than_there_is_memory_is_ref
     monkeypatch.setattr(sample_files, "free_memory_bytes", lambda: 1_000_000)
     (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"\n" * 64_000_000))
     for file in (tmp_path / "bomb.csv.gz", "/dev/zero"):
-        with pytest.raises(InvalidFile, match=r"takes more to read than the 0\.0 GB of memory that are free"):
+        with pytest.raises(InvalidFile, match=r"holds more than the 0\.0 GB of memory that are free"):
             read_arrivals(file)
 
 

@@ -161,6 +161,13 @@ async def test_a_program_is_run_again_when_its_token_ends_also_for_a_sealed_proc
     assert await (sealed(twice, monkeypatch, program) if is_sealed else twice()) == ["token-1", "token-2"]
 
 
+async def test_a_token_that_is_good_for_ever_is_taken(tmp_path) -> None:
+    tokens = AccessTokens(
+        printing(tmp_path, "print(json.dumps({'access_token': f'token-{n}', 'expires_in': 2**31 - 1}))")
+    )
+    assert [await tokens.token(), await tokens.token()] == ["token-1", "token-1"]
+
+
 async def test_a_process_whose_starter_gives_no_tokens_gets_none(monkeypatch, tmp_path) -> None:
     """As a replica's: it may ask for host names alone."""
     with pytest.raises(Unreachable, match="prints no token"):

@@ -25,6 +25,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.runs.archive import (
     EventTimes,
+    GroupsRecord,
     RunRecord,
     finished_runs,
     new_run,
@@ -187,6 +188,14 @@ def test_a_record_whose_parts_do_not_fit_together_is_named(tmp_path: Path, chang
     (tmp_path / "run" / "run.json").write_bytes(msgspec.json.encode(msgspec.to_builtins(RECORD) | change))
     with pytest.raises(InvalidFile, match=rf"run\.json: is no record of a run \(.*{why}"):
         read_record(tmp_path / "run")
+
+
+def test_a_record_of_groups_that_took_fewer_records_at_once_later_is_read(tmp_path: Path) -> None:
+    groups = GroupsRecord({}, {"read": {"cpu": 1}, "judge": {"cpu": 1}})
+    learned = [Profile(stage, "cpu", (ServiceTime(1, 0.02),), 1.0) for stage in ("read", "judge")]
+    record = msgspec.structs.replace(RECORD, groups=groups, profiles=learned)
+    write_record(tmp_path / "run", record, EventTimes.of(ledger_of_two(), None))
+    assert read_record(tmp_path / "run").groups == groups
 
 
 @pytest.mark.parametrize(
