@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
@@ -79,7 +80,7 @@ def allocations(hold_s: float) -> st.SearchStrategy[Allocation]:
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     stages = draw(st.lists(names, min_size=1, max_size=4, unique=True))
-    windows = sorted(draw(st.sets(positive, max_size=4)))
+    windows = sorted(draw(st.sets(st.floats(1e-9, LONGEST_WINDOW_S), max_size=4)))
     return Plan(
         pipeline=draw(names),
         slo_s=draw(positive),
