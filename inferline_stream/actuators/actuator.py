@@ -244,9 +244,9 @@ def surplus(replicas: Sequence[ObservedReplica], wanted: int, retiring: Collecti
         wanted: how many shall stay, 0 or more.
         retiring: the caller's choice.
     """
-    counted = [replica for replica in replicas if replica.state != "retiring"]
+    chosen, counted = set(retiring), [replica for replica in replicas if replica.state != "retiring"]
     youngest_first = counted[::-1]
-    ordered = sorted(youngest_first, key=lambda r: (r.replica not in retiring, r.state != "waiting"))
+    ordered = sorted(youngest_first, key=lambda r: (r.replica not in chosen, r.state != "waiting"))
     return tuple(replica.replica for replica in ordered[: max(0, len(counted) - wanted)])
 
 

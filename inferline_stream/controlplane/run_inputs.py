@@ -204,11 +204,11 @@ class Run:
             isolation=declared.confined,
         )
 
-    def dispatcher_spec(self, dispatcher: str, stage: str, slot: int) -> DispatcherSpec:
-        """What a new dispatcher is given."""
+    def dispatcher_spec(self, stage: str) -> DispatcherSpec:
+        """What a stage's new dispatchers are given, but for the name and the slot of each."""
         return DispatcherSpec(
-            dispatcher=dispatcher,
-            slot=slot,
+            dispatcher="",
+            slot=0,
             routes=routes_of(self.pipeline, stage, self.records.prefix),
             bootstrap_servers=self.bootstrap_servers,
             delivery=self.records.delivery,

@@ -50,7 +50,7 @@ class Committed:
 
     def unfinished(self, end: int) -> int:
         """Return how many offsets below the end of the partition are not complete: all, if none was committed."""
-        above = sum(max(0, min(last, end) - first) for first, last in self.runs)
+        above = sum(max(0, min(last, end) - first) for first, last in self.runs) if self.runs else 0
         return max(0, end - max(0, self.offset) - above)
 
 

@@ -187,4 +187,5 @@ def numbers(of: Sums) -> list[float]:
 
 def _add(own: Sums, other: Sums, sign: int) -> None:
     for name in _NUMBERS[type(other)]:
-        setattr(own, name, getattr(own, name) + sign * getattr(other, name))
+        if number := getattr(other, name):  # most are 0
+            setattr(own, name, getattr(own, name) + sign * number)

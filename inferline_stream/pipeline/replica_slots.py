@@ -72,22 +72,23 @@ class ReplicaSlots:
 
     def add(self, replica: str, leaving: Container[str] = ()) -> SlottedReplica:
         """Give a new replica the smallest free number, and the slot that has the fewest besides those that leave."""
-        taken = {member.number for member in self.members.values()}
+        taken, staying = {member.number for member in self.members.values()}, self._staying(leaving)
         member = SlottedReplica(replica, next(number for number in itertools.count() if number not in taken))
-        member.slot = min(self._slots, key=lambda slot: (self._staying(slot, leaving), slot), default=None)
+        member.slot = min(self._slots, key=lambda slot: (staying[slot], slot), default=None)
         self.members[replica] = member
         return member
 
     def to_spare(self, leaving: Container[str]) -> str | None:
         """Return a replica that the fullest slot can spare for one that will have none; None where no slot needs it."""
-        staying = {slot: self._staying(slot, leaving) for slot in self._slots}
-        if not staying or min(staying.values()) > 0 or max(staying.values()) < 2:
+        staying = self._staying(leaving)
+        if all(staying[slot] for slot in self._slots) or max(staying[slot] for slot in self._slots) < 2:
             return None
-        fullest = max(staying, key=staying.__getitem__)
+        fullest = max(self._slots, key=staying.__getitem__)
         return [member.replica for member in self.of(fullest) if member.replica not in leaving][-1]
 
-    def _staying(self, slot: int, leaving: Container[str]) -> int:
-        return sum(member.replica not in leaving for member in self.of(slot))
+    def _staying(self, leaving: Container[str]) -> Counter[int | None]:
+        """Return how many members of each slot do not leave."""
+        return Counter(member.slot for member in self.members.values() if member.replica not in leaving)
 
     def remove(self, replica: str) -> None:
         """Forget a replica that has ended."""

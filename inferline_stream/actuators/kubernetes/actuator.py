@@ -147,7 +147,7 @@ class KubernetesActuator:
                 asked = await scale.pods()
                 if asked != self._asked.get((stage, hardware), asked):  # somebody has set it since
                     await scale.refuse_another_scaler()
-                leaving = surplus(self._alike(stage, hardware), replicas, retiring) if asked > replicas else ()
+                leaving = surplus(self._pods.of(stage, hardware), replicas, retiring) if asked > replicas else ()
                 for replica in leaving:
                     await self._goes_first(replica)
                 if asked != replicas:
@@ -353,12 +353,9 @@ class KubernetesActuator:
 
     # Pods
 
-    def _alike(self, stage: str, hardware: str) -> list[ObservedReplica]:
-        return [r for r in self._pods.observed() if (r.stage, r.hardware) == (stage, hardware)]
-
     def _has(self, stage: str, hardware: str, replicas: int) -> bool:
         """Whether there are so many; while the cluster replaces those of an older template, there is one more."""
-        there = [r for r in self._alike(stage, hardware) if r.state != "retiring"]
+        there = [r for r in self._pods.of(stage, hardware) if r.state != "retiring"]
         return len(there) == replicas or self._pods.replaced(stage, hardware)
 
     async def _until(self, holds: Callable[[], bool], deadline_s: float) -> bool:
@@ -408,9 +405,10 @@ class KubernetesActuator:
                 self._dispatcher_pods.changed(pod, now_s)
             else:
                 exits += self._pods.changed(pod, now_s)
+        there = {r.replica for r in self._pods.observed()} if exits else set()
         for exit_ in exits:
             self._exits.put_nowait(exit_)
-            if exit_.restart_in_s and exit_.replica in {r.replica for r in self._pods.observed()}:
+            if exit_.restart_in_s and exit_.replica in there:
                 task = asyncio.create_task(self._replace(exit_.replica, exit_.restart_in_s))
                 self._replacing[exit_.replica] = task
         async with self._changed:

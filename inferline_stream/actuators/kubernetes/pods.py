@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,6 +46,8 @@ class Pods:
     going: frozenset[str] = frozenset()
     """Nodes that are taken away soon."""
     _known: dict[str, _Known] = field(default_factory=dict)
+    _by_place: defaultdict[tuple[str, str], dict[str, _Known]] = field(default_factory=lambda: defaultdict(dict))
+    """The same, by stage and hardware kind."""
     _owed: dict[tuple[str, str], int] = field(default_factory=dict)
     """Replicas that were asked to go and whose pods are not yet seen to."""
     _heirs: dict[tuple[str, str], list[tuple[int, int]]] = field(default_factory=dict)
@@ -52,27 +55,34 @@ class Pods:
 
     def observed(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that is not gone, oldest first."""
-        return tuple(replace(known.seen, going=known.seen.node in self.going) for known in self._known.values())
+        return tuple(map(self._observed, self._known.values()))
+
+    def of(self, stage: str, hardware: str) -> list[ObservedReplica]:
+        """Return those of one stage and hardware kind, oldest first."""
+        return [self._observed(known) for known in self._by_place[stage, hardware].values()]
+
+    def _observed(self, known: _Known) -> ObservedReplica:
+        return replace(known.seen, going=True) if known.seen.node in self.going else known.seen
 
     def replaced(self, stage: str, hardware: str) -> bool:
         """Whether the cluster is replacing pods of an older template, and has one more than it was asked for."""
-        return len({k.template for k in self._known.values() if _place(k) == (stage, hardware)}) > 1
+        return len({known.template for known in self._by_place[stage, hardware].values()}) > 1
 
     def stuck(self, now_s: float, patience_s: float) -> set[tuple[str, str]]:
         """Return the Deployments whose newer pods have found no place for so long, while older ones have theirs."""
-        newest = self._templates()
         return {
-            _place(k)
-            for k in self._known.values()
-            if k.template == newest[_place(k)]
-            and k.seen.pending
-            and now_s - k.seen.started_s >= patience_s
-            and self.replaced(*_place(k))
+            place
+            for place in list(self._by_place)
+            if self.replaced(*place)
+            and any(
+                k.template == self._template(place) and k.seen.pending and now_s - k.seen.started_s >= patience_s
+                for k in self._by_place[place].values()
+            )
         }
 
-    def _templates(self) -> dict[tuple[str, str], str]:
+    def _template(self, place: tuple[str, str]) -> str:
         """Return the version that a Deployment makes its pods from: that of the pod made last."""
-        return {_place(known): known.template for known in self._known.values()}
+        return next(reversed(self._by_place[place].values())).template
 
     def retiring(self, stage: str, hardware: str, count: int) -> None:
         """Expect so many ends more, or fewer, of whichever pods the cluster ends then."""
@@ -93,9 +103,9 @@ class Pods:
             restarts, failures = self._heirs.get(kind, [(0, 0)]).pop(0) if self._heirs.get(kind) else (0, 0)
             template = pod["metadata"]["labels"].get(TEMPLATE_LABEL, "")
             known = _Known(ObservedReplica(name, *kind, "running", None, now_s, restarts), template, failures)
-            self._known[name] = known
+            self._known[name] = self._by_place[kind][name] = known
         if pod["metadata"].get("deletionTimestamp") and known.seen.state != "retiring":
-            if known.template != self._templates()[kind]:
+            if known.template != self._template(kind):
                 known.expected = True
             elif self._owed.get(kind, 0) > 0:
                 known.expected = True
@@ -119,6 +129,7 @@ class Pods:
         known = self._known.pop(name, None)
         if known is None:
             return []
+        del self._by_place[_place(known)][name]
         if not known.expected:
             lost = 0 if known.reported else 1
             self._heirs.setdefault(_place(known), []).append((known.seen.restarts + lost, known.failures))

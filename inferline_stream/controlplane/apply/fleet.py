@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -105,12 +105,15 @@ class Fleet:
             if self.versions is not None:
                 await self.versions.know()
             every = await self.observe()
-            observed = [r for r in every if not version_on(r.hardware)]
+            by_stage: defaultdict[str, list[ObservedReplica]] = defaultdict(list)
+            for r in every:
+                if not version_on(r.hardware):
+                    by_stage[r.stage].append(r)
+            freeing = {r.hardware for held in by_stage.values() for r in held if r.state == "retiring"}
             refused: InferlineError | None = None
             for stage in self.view.shape.stages:
-                freeing = {r.hardware for r in observed if r.state == "retiring"}
                 try:
-                    await self._reconcile(stage, [r for r in observed if r.stage == stage], freeing)
+                    await self._reconcile(stage, by_stage[stage], freeing)
                 except Unreachable:
                     raise
                 except InferlineError as error:  # such as where something else scales that stage, too
@@ -130,20 +133,21 @@ class Fleet:
         others = await self._let_go(stage, [r for r in present if r.is_noticed(noticed)], own, wanted)
         kinds = {*wanted, *(r.hardware for r in own)}
         throughputs = {kind: self.view.planned_throughput(stage, kind) for kind in kinds}
-        slots = self.view.reports.slots(stage)
+        able, slots = self.view.reports.ready_names(stage), self.view.reports.slots(stage)
         self._look_for_spare(stage, [r.replica for r in own], slots)
         change = next_change(
             wanted,
-            [self._member(r, slots.get(r.replica)) for r in own],
+            [self._member(r, r.replica in able, slots.get(r.replica)) for r in own],
             throughputs,
             room=self.room,
             rivals={kind: self._rivals(kind) for kind in kinds},
             freeing=freeing,
         )
+        gone = set(change.leaving)
         for kind, count in change.counts.items():
             if kind in self.taken_s and not wanted.get(kind):
                 continue
-            leaving = [r.replica for r in own if r.hardware == kind and r.replica in change.leaving]
+            leaving = [r.replica for r in own if r.hardware == kind and r.replica in gone]
             staying = sum(r.hardware == kind for r in own) - len(leaving)
             if leaving:
                 await self._ask(stage, kind, staying + others[kind], leaving)
@@ -166,7 +170,8 @@ class Fleet:
             Those that stay until then, by hardware kind.
         """
         stay = Counter(r.hardware for r in noticed)
-        ready = sum(r.state == "running" and self.view.reports.is_ready(r.replica) for r in others)
+        able = self.view.reports.ready_names(stage)
+        ready = sum(r.state == "running" and r.replica in able for r in others)
         enough = max(sum(wanted.values()), len(noticed))  # fewer are wanted where there is no place for more
         now_s = asyncio.get_running_loop().time()
         for kind in list(stay):
@@ -221,12 +226,12 @@ class Fleet:
             logger.info("stage %s: replica %s is replaced, because a slot has none", stage, spare)
             self._spare[stage] = spare
 
-    def _member(self, r: ObservedReplica, slot: int | None) -> StageReplica:
+    def _member(self, r: ObservedReplica, able: bool, slot: int | None) -> StageReplica:
         return StageReplica(
             r.replica,
             r.hardware,
             r.started_s,
-            ready=r.state == "running" and self.view.reports.is_ready(r.replica),
+            ready=r.state == "running" and able,
             fresh=r.state == "waiting" or (r.started_s >= self.newest_code_s and r.replica != self._spare.get(r.stage)),
             waiting=r.state == "waiting",
             slot=slot,

@@ -7,7 +7,8 @@ no place for both does the old one stop first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from inferline_stream.pipeline.replica_slots import leaving_order
@@ -75,13 +76,14 @@ def next_change(
         rivals: kinds that take the same places as a kind, itself included; by default no other.
         freeing: kinds of which a replica is leaving, of any stage.
     """
-    fresh = [m for m in members if m.fresh and wanted.get(m.hardware, 0) > 0]
-    surplus = [m for m in members if m not in fresh]
+    fresh = {m.replica: m for m in members if m.fresh and wanted.get(m.hardware, 0) > 0}
+    surplus = {m.replica: m for m in members if m.replica not in fresh}
     for kind, count in wanted.items():
-        own = [m for m in fresh if m.hardware == kind]
-        there = [m for m in members if m not in surplus]
-        surplus += _order(own, there)[: max(0, len(own) - count)]
-    staying = [m for m in fresh if m not in surplus]
+        own = [m for m in fresh.values() if m.hardware == kind]
+        if len(own) > count:
+            there = [m for m in members if m.replica not in surplus]
+            surplus |= {m.replica: m for m in _order(own, there)[: len(own) - count]}
+    staying = [m for m in fresh.values() if m.replica not in surplus]
     missing = {kind: count - sum(m.hardware == kind for m in staying) for kind, count in wanted.items()}
     at_once = sum(missing.values())
     if surplus:
@@ -94,13 +96,13 @@ def next_change(
         started[kind] = free
         at_once -= free
         if start > free == 0:
-            leaving += _make_room((rivals or {}).get(kind, (kind,)), surplus, members, freeing)
+            leaving += _make_room((rivals or {}).get(kind, (kind,)), surplus.values(), members, freeing)
     needed = sum(count * throughputs[kind] for kind, count in wanted.items())
     there = [m for m in members if m.replica not in leaving]
-    left = _order([m for m in there if m in surplus], there)
+    left = _order([m for m in there if m.replica in surplus], there)
     leaving += _made_up_for(left, staying, needed, throughputs)
-    kinds = dict.fromkeys([*wanted, *(m.hardware for m in members)])
-    held = {kind: sum(m.hardware == kind and m.replica not in leaving for m in members) for kind in kinds}
+    kinds, gone = dict.fromkeys([*wanted, *(m.hardware for m in members)]), set(leaving)
+    held = Counter(m.hardware for m in members if m.replica not in gone)
     return Change(tuple(leaving), {kind: held[kind] + started.get(kind, 0) for kind in kinds})
 
 
@@ -129,7 +131,7 @@ def _made_up_for(
 
 
 def _make_room(
-    kinds: Collection[str], surplus: Sequence[StageReplica], members: Sequence[StageReplica], freeing: Collection[str]
+    kinds: Collection[str], surplus: Iterable[StageReplica], members: Sequence[StageReplica], freeing: Collection[str]
 ) -> list[str]:
     """An old replica in whose place a new one can go; the last one that works only if nobody else makes room."""
     own = [m for m in surplus if m.hardware in kinds]

@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
 from inferline_stream.controlplane.apply import slots
 from inferline_stream.controlplane.apply.slots import KnownDispatchers, SlotOrders, SlotTable, StageSlots
@@ -34,8 +36,8 @@ _SETTLED_S = 0.3
 _REMEMBERED_S = 60.0
 """How long a dispatcher that has ended is remembered: its last report may be read after its exit."""
 
-SpecOf = Callable[[str, str, int], DispatcherSpec]
-"""(dispatcher, stage, slot) → what it is started with."""
+SpecOf = Callable[[str], DispatcherSpec]
+"""Stage → what its dispatchers are started with, but for their names and slots."""
 
 _LONGEST_STEP_S = 0.5
 
@@ -136,7 +138,7 @@ class SlotKeeper:
         view: plan, profiles, samples and partitions.
         leadership: writes.
         actuator: runs dispatchers.
-        spec: of a new dispatcher.
+        spec: of a stage's new dispatchers.
         outdated: whether to replace a dispatcher because newer code was given.
         leads: whether this controller is sure to lead; while it is not, nothing is asked of the actuator.
         canary: what a version that is tried out gets of a stage's events.
@@ -288,7 +290,8 @@ class SlotKeeper:
         """Have the actuator run what the grants name; a grant is written first, so that its dispatcher finds it."""
         for stage, dispatchers in orders.dispatchers.items():
             if self._asked.get(stage) != dispatchers:
-                specs = [self.spec(name, stage, slot) for name, slot in dispatchers.items()]
+                spec = self.spec(stage)
+                specs = [msgspec.structs.replace(spec, dispatcher=d, slot=slot) for d, slot in dispatchers.items()]
                 await self.actuator.dispatch(stage, specs)
                 self._asked[stage] = dispatchers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -88,40 +89,58 @@ class OffsetHistory:
 
     def __init__(self, partitions: int, span_s: float = 120.0) -> None:
         self._span_s = span_s
-        self._samples: list[deque[tuple[float, int]]] = [deque() for _ in range(partitions)]
+        self._samples: deque[tuple[float, NDArray[np.int64]]] = deque()
+        """When which end offsets were seen. All partitions share a row: a pipeline may have tens of thousands."""
+        self._ends = np.zeros(partitions, np.int64)
+        self._grew_s = np.full(partitions, math.inf)
+        """When the newest end of each partition was first seen."""
         self._committed = [Committed(-1)] * partitions
-        self._moved_s: list[float] = [0.0] * partitions
+        self._moved_s = np.zeros(partitions)
+        self._lags = np.zeros(partitions, np.int64)
         self._begins: Sequence[int] | None = None
         self.sampled_s: float | None = None
         """Time of the newest committed offsets."""
 
     def reached(self, time_s: float, ends: Sequence[int]) -> None:
         """End offsets at that time; those of partitions added since they were asked for are missing."""
-        for samples, end in zip(self._samples, ends, strict=False):
-            if samples and samples[-1][1] == end and len(samples) > 1 and samples[-2][1] == end:
-                samples[-1] = (time_s, end)  # standing still: its two ends are enough
-            else:
-                samples.append((time_s, end))
-            while len(samples) > 2 and samples[1][0] < time_s - self._span_s:
-                samples.popleft()
+        now = self._ends.copy()
+        now[: len(ends)] = ends[: now.size]
+        self._grew_s[(now != self._ends) | np.isinf(self._grew_s)] = time_s
+        self._ends, samples = now, self._samples
+        if len(samples) > 1 and np.array_equal(samples[-1][1], now) and np.array_equal(samples[-2][1], now):
+            samples[-1] = (time_s, now)  # standing still: its two ends are enough
+        else:
+            samples.append((time_s, now))
+        while len(samples) > 2 and samples[1][0] < time_s - self._span_s:
+            samples.popleft()
+        self._count()
 
     def committed(self, time_s: float, offsets: Sequence[Committed]) -> None:
         """What the group has committed at that time; offset -1 is not believed where there was another one before."""
-        for p, now in enumerate(offsets):
+        for p, (now, lag) in enumerate(zip(offsets, self.lags(), strict=False)):
             before = self._committed[p]
             if now.offset < 0 <= before.offset:
                 continue
-            if now.offset != before.offset or not self._lag(p):
+            if now.offset != before.offset or not lag:
                 self._moved_s[p] = time_s
             self._committed[p] = now
         self.sampled_s = time_s
+        self._count()
+
+    def _count(self) -> None:
+        """Bring the lags up to date."""
+        self._lags = np.array(
+            [done.unfinished(end) for done, end in zip(self._committed, self._ends.tolist(), strict=True)]
+        )
 
     def grow(self, partitions: int) -> None:
-        """The topic has so many partitions now."""
-        more = partitions - len(self._samples)
-        self._samples += [deque() for _ in range(more)]
+        """The topic has so many partitions now; those that were added begin at 0."""
+        more = max(0, partitions - len(self._committed))
+        self._samples = deque((time_s, np.pad(ends, (0, more))) for time_s, ends in self._samples)
+        self._ends, self._lags = np.pad(self._ends, (0, more)), np.pad(self._lags, (0, more))
+        self._grew_s = np.pad(self._grew_s, (0, more), constant_values=math.inf)
         self._committed += [Committed(-1)] * more
-        self._moved_s += [self.sampled_s or 0.0] * more
+        self._moved_s = np.pad(self._moved_s, (0, more), constant_values=self.sampled_s or 0.0)
         self._begins = None
 
     def begin(self, offsets: Sequence[int]) -> None:
@@ -135,17 +154,14 @@ class OffsetHistory:
         kept = zip(self.ends, self._begins, self._committed, strict=True)
         return max(max(0, end - max(0, done.offset)) / max(1, end - begin) for end, begin, done in kept)
 
-    def _lag(self, p: int) -> int:
-        return self._committed[p].unfinished(self._samples[p][-1][1] if self._samples[p] else 0)
-
     @property
     def ends(self) -> tuple[int, ...]:
         """Newest end offsets."""
-        return tuple(samples[-1][1] if samples else 0 for samples in self._samples)
+        return tuple(self._ends.tolist())
 
     def lags(self) -> tuple[int, ...]:
         """Records that are not finished, by partition."""
-        return tuple(self._lag(p) for p in range(len(self._samples)))
+        return tuple(self._lags.tolist())
 
     def finished(self) -> tuple[int, ...]:
         """One past the last offset that the group has finished, by partition; some before it may not be."""
@@ -153,26 +169,23 @@ class OffsetHistory:
 
     def idle_s(self, now_s: float) -> tuple[float, ...]:
         """How long each partition's committed offset has stood still while it had lag."""
-        return tuple(max(0.0, now_s - self._moved_s[p]) if self._lag(p) else 0.0 for p in range(len(self._samples)))
+        return tuple(np.where(self._lags > 0, np.maximum(0.0, now_s - self._moved_s), 0.0).tolist())
 
     def oldest_s(self, now_s: float) -> float:
         """Age of the oldest unfinished record, over all partitions, to a sample's resolution; 0 without lag."""
-        oldest = 0.0
-        for p, samples in enumerate(self._samples):
-            if self._lag(p):
-                first = bisect.bisect_right(samples, self._committed[p].offset, key=lambda sample: sample[1])
-                oldest = max(oldest, now_s - samples[min(first, len(samples) - 1)][0])
-        return oldest
+        (behind,) = self._lags.nonzero()
+        if not behind.size:
+            return 0.0
+        done = np.array([max(0, self._committed[p].offset) for p in behind.tolist()])
+        first = bisect.bisect_left(self._samples, True, key=lambda sample: bool((sample[1][behind] > done).any()))
+        # A partition that stands still may have done so for longer than samples are kept.
+        return now_s - min(self._samples[first][0], float(self._grew_s[behind].min()))
 
     def rates(self, now_s: float, over_s: float) -> tuple[float, ...]:
         """Records per second of each partition over the last ``over_s`` seconds."""
-        rates = []
-        for samples in self._samples:
-            first = bisect.bisect_left(samples, now_s - over_s, key=lambda sample: sample[0])
-            first = max(0, min(first, len(samples) - 1) - 1) if samples else 0
-            if len(samples) < 2:
-                rates.append(0.0)
-                continue
-            span_s = max(samples[-1][0] - samples[first][0], 1e-9)
-            rates.append((samples[-1][1] - samples[first][1]) / span_s)
-        return tuple(rates)
+        samples = self._samples
+        if len(samples) < 2:
+            return (0.0,) * self._ends.size
+        first = bisect.bisect_left(samples, now_s - over_s, key=lambda sample: sample[0])
+        since_s, before = samples[max(0, min(first, len(samples) - 1) - 1)]
+        return tuple(((self._ends - before) / max(samples[-1][0] - since_s, 1e-9)).tolist())

@@ -334,7 +334,7 @@ class PipelineView:
             age_s=None if seen.heard_s is None else now_s - seen.heard_s,
             visit_ratio=ratio,
             partition_lags=tuple(
-                max(0, lag - hidden[number])
+                max(0, lag - hidden.get(number, 0))
                 for of, offsets in histories
                 for number, lag in zip(numbered(of, range(len(offsets.ends))), offsets.lags(), strict=True)
             ),
@@ -352,7 +352,7 @@ class PipelineView:
 
         That is an excuse only while others are served: a stage that hangs has all its events wait.
         """
-        serves = self.reports.stays_s(now_s).get(stage) is not None
+        serves = self.reports.stay_s(stage, now_s) is not None
         held = self.reports.late_by_partition(stage)[0] if serves else set[int]()
         return {
             number: 0.0 if number in held else idle_s

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -92,7 +92,10 @@ class PoolReports:
         self._shape = shape
         self.measured = measured
         """Profiles that measured times are compared with."""
-        self._reported: dict[str, DispatcherReports] = {}
+        self._reported: defaultdict[str, dict[str, DispatcherReports]] = defaultdict(dict)
+        """By stage and dispatcher."""
+        self._recents: tuple[float, dict[str, StageCounts]] = 0.0, {}
+        """What stages have counted lately, and at which time that was asked: a step of the loop asks several times."""
         self._past: dict[str, StageCounts] = {stage: StageCounts() for stage in shape.stages}
         """Sums of ended incarnations, by stage."""
         self._past_background: dict[tuple[str, str], StageCounts] = {}
@@ -104,22 +107,23 @@ class PoolReports:
         """What slots of stages with a fallback have served in the last hour, by stage and slot."""
         self.groups: dict[str, GroupFigures] = {}
         """Of stages that are consumer groups which run already: nobody reports of those."""
-        self._pools: dict[tuple[str, int], dict[str, ReplicaStatus]] = {}
-        """Replicas by stage and slot, as the slot's last serving dispatcher reported them."""
+        self._pools: defaultdict[str, dict[int, dict[str, ReplicaStatus]]] = defaultdict(dict)
+        """Replicas by stage, slot and name, as the slot's last serving dispatcher reported them."""
 
     # -- what comes in -------------------------------------------------------------------------------
 
     def add(self, report: PoolReport, heard_s: float) -> bool:
         """Take one report in; return whether it is newer than those before."""
-        known = self._reported.get(report.dispatcher)
+        known = self._reported[report.stage].get(report.dispatcher)
         if known is not None and (report.incarnation, report.report) <= (known.newest.incarnation, known.newest.report):
             return False
         if known is not None and report.incarnation > known.newest.incarnation:
             self._fold(known)
             known = None
         if known is None:
-            self._reported[report.dispatcher] = known = DispatcherReports(report, heard_s)
+            self._reported[report.stage][report.dispatcher] = known = DispatcherReports(report, heard_s)
             self._forget_late(heard_s)
+        self._recents[1].pop(report.stage, None)
         known.newest, known.heard_s, known.silent = report, heard_s, False
         known.recent.append((heard_s, report))
         while known.recent[0][0] < heard_s - RECENT_S:
@@ -135,16 +139,16 @@ class PoolReports:
 
     def _listed(self, report: PoolReport, *, young: bool) -> None:
         """Take in the replicas that a serving dispatcher lists."""
-        at = (report.stage, report.slot)
-        before, now = self._pools.get(at, {}), {replica.replica: replica for replica in report.replicas}
-        for others in self._pools.values():
+        pools, now = self._pools[report.stage], {replica.replica: replica for replica in report.replicas}
+        before = pools.get(report.slot, {})
+        for others in pools.values():
             for name in now.keys() & others.keys() if others is not before else ():
                 before = {**before, name: others.pop(name)}
         if young:
             for name, was in before.items():
                 if was.phase == "ready" and (name not in now or now[name].phase == "starting"):
                     now[name] = was
-        self._pools[at] = now
+        pools[report.slot] = now
 
     def committed(self, group: str, counts: StageCounts) -> None:
         """A consumer group has committed events that took so long from end to end, as far as can be estimated."""
@@ -152,29 +156,36 @@ class PoolReports:
 
     def end(self, dispatcher: str) -> None:
         """Its process is gone: its totals stay, its recent figures go."""
-        if (known := self._reported.get(dispatcher)) is not None:
+        if (known := self._found(dispatcher)) is not None:
             known.ended = True
-            known.recent.clear()
+            self._forget_recent(known)
 
     def fell_silent(self, dispatcher: str) -> None:
         """It counts as dead, and its totals alone count, until it is heard again."""
-        if (known := self._reported.get(dispatcher)) is not None:
+        if (known := self._found(dispatcher)) is not None:
             known.silent = True
-            known.recent.clear()
+            self._forget_recent(known)
+
+    def _forget_recent(self, known: DispatcherReports) -> None:
+        known.recent.clear()
+        self._recents[1].pop(known.newest.stage, None)
 
     def lose(self, dispatcher: str) -> None:
         """It is gone, and nothing else shows whether its replicas live."""
-        if (known := self._reported.get(dispatcher)) is not None:
+        if (known := self._found(dispatcher)) is not None:
             self.end(dispatcher)
-            self._pools.pop((known.newest.stage, known.newest.slot), None)
+            self._pools[known.newest.stage].pop(known.newest.slot, None)
 
     def replica_ended(self, replica: str) -> None:
         """A replica's process is gone."""
-        for pool in self._pools.values():
-            pool.pop(replica, None)
+        for pools in self._pools.values():
+            for pool in pools.values():
+                pool.pop(replica, None)
 
     def _fold(self, known: DispatcherReports) -> None:
+        """Keep of one that is no longer reported its sums alone."""
         stage = known.newest.stage
+        del self._reported[stage][known.newest.dispatcher]
         self._past.setdefault(stage, StageCounts()).add(known.newest.counts)
         for of, counts in known.newest.background.items():
             self._past_background.setdefault((stage, of), StageCounts()).add(counts)
@@ -185,30 +196,33 @@ class PoolReports:
 
     def _forget_late(self, now_s: float) -> None:
         """Keep of dispatchers that ended long ago their sums alone."""
-        for name, known in list(self._reported.items()):
+        for known in [known for held in self._reported.values() for known in held.values()]:
             if known.ended and known.heard_s < now_s - _LATE_S:
-                self._fold(self._reported.pop(name))
+                self._fold(known)
 
     # -- replicas and dispatchers --------------------------------------------------------------------
 
     def newest(self, dispatcher: str) -> PoolReport | None:
         """The newest report of a dispatcher."""
-        known = self._reported.get(dispatcher)
+        known = self._found(dispatcher)
         return None if known is None else known.newest
+
+    def _found(self, dispatcher: str) -> DispatcherReports | None:
+        return next((held[dispatcher] for held in self._reported.values() if dispatcher in held), None)
 
     def living(self) -> dict[str, float]:
         """When each dispatcher that neither has ended nor counts as dead was last heard."""
-        return {name: known.heard_s for name, known in self._reported.items() if known.living}
+        every = (known for held in self._reported.values() for known in held.items())
+        return {name: known.heard_s for name, known in every if known.living}
 
     def replicas(self, stage: str) -> Iterator[ReplicaStatus]:
         """Replicas of a stage, as last reported."""
-        for (name, _), pool in self._pools.items():
-            if name == stage:
-                yield from pool.values()
+        for pool in self._pools[stage].values():
+            yield from pool.values()
 
     def slots(self, stage: str) -> dict[str, int]:
         """Slot of each replica of a stage, as last reported."""
-        return {name: slot for (of, slot), pool in self._pools.items() if of == stage for name in pool}
+        return {name: slot for slot, pool in self._pools[stage].items() for name in pool}
 
     def join_overdue(self, stage: str) -> bool:
         """Whether parts have waited in a join for so long that it would give them up."""
@@ -231,11 +245,11 @@ class PoolReports:
 
     def names(self) -> Set[str]:
         """Replicas of all stages, as last reported."""
-        return {name for pool in self._pools.values() for name in pool}
+        return {name for pools in self._pools.values() for pool in pools.values() for name in pool}
 
-    def is_ready(self, replica: str) -> bool:
-        """Whether it works, or could at once."""
-        return any(replica in pool and pool[replica].phase == "ready" for pool in self._pools.values())
+    def ready_names(self, stage: str) -> Set[str]:
+        """Replicas of a stage that work, or could at once."""
+        return {r.replica for r in self.replicas(stage) if r.phase == "ready"}
 
     def ready(self, stage: str, hardware: str) -> int:
         """Ready replicas of a stage on a hardware kind; one in quarantine does not serve other events."""
@@ -250,7 +264,7 @@ class PoolReports:
 
     def ready_stages(self) -> Set[str]:
         """Stages with a ready replica."""
-        ready = {stage for (stage, _), pool in self._pools.items() if any(r.phase == "ready" for r in pool.values())}
+        ready = {stage for stage in self._shape.stages if any(r.phase == "ready" for r in self.replicas(stage))}
         return ready | self.groups.keys()
 
     def isolation(self, stage: str) -> IsolationState | None:
@@ -292,8 +306,8 @@ class PoolReports:
 
     # -- figures -------------------------------------------------------------------------------------
 
-    def _of(self, stage: str) -> list[DispatcherReports]:
-        return [known for known in self._reported.values() if known.newest.stage == stage]
+    def _of(self, stage: str) -> Collection[DispatcherReports]:
+        return self._reported[stage].values()
 
     def total(self, stage: str) -> StageCounts:
         """A stage's counters since the start of the run."""
@@ -324,10 +338,13 @@ class PoolReports:
         return {stage: self.total(stage).add(known.get(stage, StageCounts()), -1) for stage in self._shape.stages}
 
     def _recent(self, stage: str, now_s: float) -> StageCounts:
-        found = StageCounts()
-        for known in self._of(stage):
-            if (pair := known.between(now_s - RECENT_S)) is not None:
-                found.add(pair[2].counts).add(pair[1].counts, -1)
+        if self._recents[0] != now_s:
+            self._recents = now_s, {}
+        if (found := self._recents[1].get(stage)) is None:
+            self._recents[1][stage] = found = StageCounts()
+            for known in self._of(stage):
+                if (pair := known.between(now_s - RECENT_S)) is not None:
+                    found.add(pair[2].counts).add(pair[1].counts, -1)
         return found
 
     def stage(self, name: str, now_s: float, waited_s: Callable[[str, str], float] = lambda *_: 0.0) -> StageState:
@@ -390,13 +407,16 @@ class PoolReports:
 
     def stays_s(self, now_s: float) -> dict[str, float | None]:
         """How long events that can be on time lately stayed at each stage, as far as that is known."""
-        stays = dict.fromkeys(self._shape.stages, Stay())
-        for known in self._reported.values():
-            stage, stay = known.newest.stage, known.newest.stay
-            if stay is not None and known.living and stage in stays:
-                sum_s, events, last_s = stay
-                stays[stage] = stays[stage].merged(Stay(sum_s, events, known.heard_s + last_s))
-        return {stage: stay.at(now_s) if stay.events > 0 else None for stage, stay in stays.items()}
+        return {stage: self.stay_s(stage, now_s) for stage in self._shape.stages}
+
+    def stay_s(self, stage: str, now_s: float) -> float | None:
+        """The same of one stage."""
+        stay = Stay()
+        for known in self._of(stage):
+            if known.newest.stay is not None and known.living:
+                sum_s, events, last_s = known.newest.stay
+                stay = stay.merged(Stay(sum_s, events, known.heard_s + last_s))
+        return stay.at(now_s) if stay.events > 0 else None
 
     def _predicted_s(self, stage: str, recent: StageCounts) -> float | None:
         expected_s = 0.0

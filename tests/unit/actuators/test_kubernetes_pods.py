@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
+from inferline_stream.actuators.kubernetes import pods as pods_module
 from inferline_stream.actuators.kubernetes.object_names import HARDWARE_LABEL, REPLICA, STAGE_LABEL, hardware_of, labels
 from inferline_stream.actuators.kubernetes.pods import LOST, Pods, is_going, pending_of
 
 
-def pod(**status: Any) -> dict[str, Any]:
-    labels = {STAGE_LABEL: "rank", HARDWARE_LABEL: "t4"}
+def pod(name: str = "a", stage: str = "rank", **status: Any) -> dict[str, Any]:
+    labels = {STAGE_LABEL: stage, HARDWARE_LABEL: "t4"}
     placed = {"type": "PodScheduled", "status": "True"}
     status = {"phase": "Running", **status, "conditions": [placed, *status.get("conditions", ())]}
-    return {"metadata": {"name": "a", "labels": labels}, "spec": {"nodeName": "node-1"}, "status": status}
+    return {"metadata": {"name": name, "labels": labels}, "spec": {"nodeName": "node-1"}, "status": status}
 
 
 def disrupted(reason: str, message: str) -> dict[str, Any]:
@@ -90,3 +91,26 @@ def test_a_pod_says_of_our_container_what_holds_it_up_beside_a_sidecar() -> None
     assert (
         pending_of({"status": {"containerStatuses": [sidecars, {"name": "replica", "state": {"running": {}}}]}}) == ""
     )
+
+
+def test_what_becomes_of_a_stages_pods_is_seen_by_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, place_of = 0, pods_module._place
+
+    def counted(known: Any) -> tuple[str, str]:
+        nonlocal looked
+        looked += 1
+        return place_of(known)
+
+    monkeypatch.setattr(pods_module, "_place", counted)
+    pods = Pods()
+    for number in range(100):
+        pods.changed(pod(f"pod-{number}", f"stage-{number % 10}"), 0.0)
+    for number in range(100):
+        leaving = pod(f"pod-{number}", f"stage-{number % 10}")
+        leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        pods.changed(leaving, 1.0)
+    assert {r.state for r in pods.of("stage-3", "t4")} == {"retiring"}
+    for number in range(100):
+        pods.gone(f"pod-{number}")
+    assert (pods.observed(), pods.of("stage-3", "t4")) == ((), [])
+    assert looked <= 3 * 100

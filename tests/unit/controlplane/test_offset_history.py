@@ -132,7 +132,30 @@ def test_rates_are_of_the_last_seconds_and_samples_do_not_pile_up_while_nothing_
         history.reached(tick * 0.1, (10 * min(tick, 300),))
     assert history.rates(60.0, 5.0) == (pytest.approx(0.0),)
     assert history.rates(31.0, 5.0)[0] > 0
-    assert sum(len(samples) for samples in history._samples) <= 302
+    assert len(history._samples) <= 302
+
+
+def test_a_sample_of_many_partitions_is_kept_as_one_row_of_numbers() -> None:
+    history = OffsetHistory(500)
+    for tick in range(100):
+        history.reached(tick * 0.1, [tick + p for p in range(500)])
+    assert sum(row.nbytes for _, row in history._samples) == 100 * 500 * 8
+
+
+def test_a_record_in_a_partition_that_stands_still_ages_on_while_others_move() -> None:
+    history = OffsetHistory(2, span_s=30.0)
+    for second in range(100):
+        history.reached(float(second), (5, second))
+        history.committed(float(second), at(3, second))
+    assert history.oldest_s(100.0) == 100.0
+
+
+def test_a_record_that_was_not_there_at_first_is_no_older_than_itself() -> None:
+    history = OffsetHistory(2)
+    for second in range(10):
+        history.reached(float(second), (0 if second < 6 else 4, second))
+    history.committed(9.0, at(-1, 9))
+    assert history.oldest_s(10.0) == pytest.approx(4.0)
 
 
 def test_the_share_that_is_not_committed_is_that_of_the_fullest_partition() -> None:

@@ -106,7 +106,7 @@ def test_a_thousand_dispatchers_that_came_and_went_leave_sums_alone(reports: Poo
             listed = replicas(f"r{number}")
             reports.add(report(sent, dispatcher=name, events=1, replicas=listed), 60.0 * number + 5 * sent)
         reports.end(name)
-    assert (len(reports._reported), len(reports._pools["entry", 0])) == (1, 1)
+    assert (len(reports._reported["entry"]), len(reports._pools["entry"][0])) == (1, 1)
     assert reports.total("entry").events == 1000
 
 

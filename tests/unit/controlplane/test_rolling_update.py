@@ -118,7 +118,7 @@ def test_every_replacement_ends_with_what_is_wanted_and_supply_never_falls_by_it
         for kind, count in change.counts.items():
             own = sum(m.hardware == kind for m in held)
             assert count >= own
-            held += [StageReplica(f"new{turn}-{i}", kind, 100.0 + turn, ready=False) for i in range(count - own)]
+            held += [StageReplica(f"new{turn}-{kind}-{i}", kind, 100.0 + turn, ready=False) for i in range(count - own)]
         done = not change.leaving and all(m.ready for m in held)
         if done and {k: sum(m.hardware == k for m in held) for k in wanted} == wanted:
             break

@@ -14,7 +14,9 @@ from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
+from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan, grant_key
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.cluster import KafkaCluster
@@ -45,11 +47,14 @@ class House:
         self.replaced: list[str] = []
         self.running = {name: ObservedDispatcher(name, "a", 0, 1, 1, "running", 0.0) for name in running}
         self._reports = 0
+        self.specs_made = 0
         leadership = SimpleNamespace(term=2, log=SimpleNamespace(grants=tuple(log)), renewals=0, write=self._write)
         self.keeper = SlotKeeper(self.view, leadership, self, self._spec)  # type: ignore[arg-type]
 
-    def _spec(self, dispatcher: str, stage: str, slot: int) -> SimpleNamespace:
-        return SimpleNamespace(dispatcher=dispatcher, stage=stage, slot=slot)
+    def _spec(self, stage: str) -> DispatcherSpec:
+        self.specs_made += 1
+        routes = Routes("p", "", stage, "in", "out", (stage,), (), (), True, 1.0, "process", b"1")
+        return DispatcherSpec("", 0, routes, "k:1")
 
     async def _write(self, grants: Sequence[Grant], forgotten: Sequence[str]) -> None:
         if self.fails:
@@ -61,7 +66,7 @@ class House:
     async def dispatchers(self) -> list[ObservedDispatcher]:
         return list(self.running.values())
 
-    async def dispatch(self, stage: str, specs: Sequence[SimpleNamespace]) -> None:
+    async def dispatch(self, stage: str, specs: Sequence[DispatcherSpec]) -> None:
         self.asked.append([spec.dispatcher for spec in specs])
         self.running = {
             s.dispatcher: ObservedDispatcher(s.dispatcher, stage, s.slot, 1, 1, "running", 0.0) for s in specs
@@ -228,3 +233,10 @@ async def test_partitions_with_lag_are_reported_with_who_should_work_on_them(hou
     name = the_grant(house).dispatcher
     house.report(name, "serving")
     assert house.keeper.stuck() == f"posts/0 lags 5, {name} (serving, at none, 0 queued)"
+
+
+async def test_what_the_dispatchers_of_a_stage_are_given_is_found_once_for_all_of_its_slots() -> None:
+    house = House()
+    house.view.plan = replace(house.view.plan, slots={"a": 4})
+    await house.step()
+    assert (len(house.running), house.specs_made) == (4, 1)

@@ -63,3 +63,19 @@ def test_the_fullest_slot_spares_a_replica_for_one_that_will_have_none() -> None
     assert pool.add("r7", {"r1", "r4"}).slot == 1
     assert pool.to_spare({"r1", "r4"}) is None
     assert pool.to_spare({f"r{number}" for number in range(8) if number not in (0, 2)}) is None, "none can be spared"
+
+
+def test_a_replica_more_asks_of_each_other_one_once_whether_it_leaves() -> None:
+    class Asked(set[str]):
+        times = 0
+
+        def __contains__(self, name: object) -> bool:
+            self.times += 1
+            return super().__contains__(name)
+
+    slots, leaving = ReplicaSlots(), Asked()
+    slots.deal(range(16))
+    for number in range(100):
+        slots.add(f"r{number}")
+    slots.add("one more", leaving)
+    assert leaving.times == 100
