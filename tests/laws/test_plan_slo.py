@@ -90,7 +90,7 @@ def plans(draw: st.DrawFn) -> Plan:
         cost_per_hour=draw(positive),
         predicted_p99_s=draw(positive),
         arrival_rate=draw(st.floats(0, 1e9)),
-        envelope=tuple((window, draw(st.integers(0, 2**53))) for window in windows),
+        envelope=tuple((window, draw(st.integers(0, 10**10))) for window in windows),
         visit_ratios={s: draw(st.floats(0, 10)) for s in stages},
         utilization={s: draw(st.floats(0, 10)) for s in stages},
         algorithm=draw(names),
