@@ -19,7 +19,12 @@ from inferline_stream.calculus.envelope_state import Times
 from inferline_stream.controlplane.observe.end_offsets import EndOffsets
 from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.observe.recovery import TRAFFIC_S, arrivals_between, recent_ticks
+from inferline_stream.controlplane.observe.recovery import (
+    TRAFFIC_S,
+    arrivals_between,
+    recent_ticks,
+    recover_arrivals,
+)
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
@@ -134,17 +139,18 @@ class Collector:
         offsets: reads them.
         ticks: called with every sample of the source topic.
         heard: called with each report that is newer than those before.
-        stamps: shows arrivals, where the growth of the source's log does not.
     """
 
     view: PipelineView
     offsets: Offsets
     ticks: ArrivalLog
     heard: Callable[[PoolReport], None]
-    stamps: SourceTimestamps | None = None
+    stamps: SourceTimestamps | None = field(default=None, init=False)
+    """Shows arrivals, where the growth of the source's log does not."""
     end_offsets: EndOffsets = field(default_factory=EndOffsets)
     answered_s: float = -1.0
     """When Kafka last answered, on the event loop's clock."""
+    _began_ms: float = field(default_factory=lambda: time.time() * 1e3)
     _topics: dict[str, int] = field(default_factory=dict)
     _samples: int = 0
     _ends: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -153,8 +159,11 @@ class Collector:
     _look_s: float = 0.0
     """When to look at the topics again."""
 
-    async def begin(self) -> None:
-        """Look the topics up.
+    async def begin(self, stack: AsyncExitStack) -> None:
+        """Look the topics up, and learn the arrivals of the last minutes.
+
+        Args:
+            stack: closes what reads the source's records, where their timestamps show arrivals.
 
         Raises:
             Unreachable: Kafka does not answer, or one is missing.
@@ -166,6 +175,11 @@ class Collector:
             self.end_offsets.looks_back = _LOOKS_BACK
         for topic in (*context.sinks.values(), context.names.completed):
             self._topics[topic] = await self.offsets.partitions(topic)
+        if context.pipeline.counts_records:
+            self.stamps = await stack.enter_async_context(SourceTimestamps(context, self.source_partitions))
+        else:
+            came = await recover_arrivals(context, self.offsets, self.source_partitions, self.view.growth)
+            self.view.arrived(came)
 
     @property
     def source_partitions(self) -> dict[str, int]:
@@ -207,8 +221,9 @@ class Collector:
             sinks = {stage: ends[topic] for stage, topic in context.sinks.items()}
             self.end_offsets.look((*ends[context.source], *begun), sinks, ends[context.names.completed])
             out = sum(self._since_start(topic, ends) for topic in context.sinks.values())
-            if context.records.delivery == "exactly_once":  # the log also holds each transaction's end
-                out = sum(self.view.latencies.histogram().counts)
+            # The log also holds each transaction's end, and what background events came to.
+            if context.records.delivery == "exactly_once" or self.view.backgrounds:
+                out = sum(self.view.latencies.histogram().counts) - self.view.reports.earlier_results
             self.view.events_out = out
             self.view.completed = self._since_start(context.names.completed, ends)
 
@@ -303,4 +318,6 @@ class Collector:
             if report is None or report.stage not in self.view.offsets:
                 continue
             if self.view.reports.add(report, asyncio.get_running_loop().time()):
+                if entry.record.time_ms < self._began_ms:
+                    self.view.reports.had_before(report)
                 self.heard(report)

@@ -6,6 +6,7 @@ import asyncio
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_partition_that_is_added_while_kafka_is_away_has_its_arrivals_counted(
     collector = Collector(view, kafka, ticks, lambda report: None)
 
     async def story() -> None:
-        await collector.begin()
+        await collector.begin(AsyncExitStack())
         kafka.append("posts", b"first")
         await collector.sample()
         kafka._partitions = 2
@@ -109,7 +110,7 @@ async def test_what_came_out_counts_on_where_the_sinks_topic_is_created_again() 
     view = House().view
     view.context = PipelineContext(one_stage(), kafka, Settings())
     collector = Collector(view, kafka, ArrivalLog(NAMES, "posts"), lambda report: None)
-    await collector.begin()
+    await collector.begin(AsyncExitStack())
     counted = []
     for records in (7, 10, 0, 2):
         kafka.topics["out"] = [None] * records
