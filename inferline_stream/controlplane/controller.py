@@ -130,7 +130,7 @@ class Controller:
         self.decider.follow_people()
         await self._heartbeat()
         await self.fleet.reconcile()
-        self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", "")
+        self.decider.begin()
         kafka, names = context.kafka, context.names
         async with (
             kafka.offsets() as offsets,
