@@ -278,6 +278,7 @@ class Controller:
             stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),
             budget_left=budget.left,
             paused=self.decider.paused,
+            slo_wanted_s=self.decider.overrides.slo_s(state.time_s) or self.view.context.pipeline.slo_s,
             term=self.leadership.term,
             plan_feasible=self.decider.plan_feasible,
             failures=self.loop.failures,

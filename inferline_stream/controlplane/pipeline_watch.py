@@ -153,7 +153,8 @@ class Observer:
         return replace(
             state,
             stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),
-            paused=self.overrides.paused(time.time()),
+            paused=self.overrides.paused(state.time_s),
+            slo_wanted_s=self.overrides.slo_s(state.time_s) or view.context.pipeline.slo_s,
             cost_per_hour=dollars_per_hour(ready, view.catalogue),
             unreadable=dict(self.view.context.decoder.counts),
         )
@@ -211,9 +212,9 @@ async def _samples(stack: AsyncExitStack, view: PipelineView, offsets: Offsets) 
     await collector.begin(stack)
 
     async def sample() -> None:
-        await collector.sample()
         if collector.stamps is not None:
             await collector.stamped()
+        await collector.sample()
         await collector.lags()
 
     return sample
