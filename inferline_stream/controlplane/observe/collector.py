@@ -249,7 +249,7 @@ class Collector:
         else:
             until_s = time.time()
             self.ticks.came(arrivals, known, since_s=self._stamped_s, until_s=until_s, sample_s=sample_s)
-            self._stamped_s = min(max(self._stamped_s, times[-1]) + sample_s, until_s)
+            self._stamped_s = min(max(self._stamped_s, arrivals[-1][0]) + sample_s, until_s)
         now_s, shift_s = asyncio.get_running_loop().time(), asyncio.get_running_loop().time() - time.time()
         self.view.arrived(np.minimum(times + shift_s, now_s))
 
