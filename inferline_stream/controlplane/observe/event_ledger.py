@@ -122,7 +122,9 @@ class EventLedger:
         self.accounts = {stage: SinkAccount([len(row) for row in self._entered]) for stage in at}
 
     def entered(self, record: Record) -> None:
-        """A record of the source topic."""
+        """A record of the source topic; one that came behind the last of the run's is another run's."""
+        if record.offset >= self.ends[record.partition]:
+            return
         if self.finished and _within(self.finished[record.partition], record.offset):
             return
         live = not self.live or record.offset >= self.live[record.partition]
@@ -134,7 +136,7 @@ class EventLedger:
             if _kept(name) not in self._named and not live:
                 self._old.add(_kept(name))
             self._named.add(_kept(name))
-        elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
+        elif self.first[record.partition] <= record.offset:
             self._entered[record.partition][record.offset - self.first[record.partition]] = 1
 
     def out(self, record: Record, at: str = "") -> None:

@@ -53,6 +53,14 @@ def test_a_run_does_not_answer_for_what_was_finished_above_its_first_offset() ->
     assert (later.earlier_in, later.earlier_backlog) == (7, 1)
 
 
+def test_a_named_event_that_came_after_what_a_run_answers_for_is_not_lost() -> None:
+    ledger = EventLedger("posts", (10,), (11,))
+    for offset, name in ((10, b"own"), (11, b"later")):
+        ledger.entered(source(0, offset, name))
+    ledger.out(sink(b"own"))
+    assert (ledger.lost(), ledger.events_in, len(ledger.arrivals_s)) == ((0, []), 1, 1)
+
+
 def test_an_event_that_is_moved_to_another_class_is_accounted_for_in_both() -> None:
     header, batch = ("priority", b"batch"), EventLedger("batch", (0,), (2,), longer_s=None)
     ledger = EventLedger("posts", (0,), (3,), moved={header}, others={"batch": batch})
