@@ -143,7 +143,7 @@ def test_every_event_is_counted_as_a_plain_list_of_ids_counts_it(
         if isinstance(name, tuple):
             ledger.entered(source(*name))
         else:
-            ledger.entered(source(0, at, name))
+            ledger.entered(source(0, at % 10, name))
     out = [ids[i] for i in outs if i < len(ids)]
     end = [ids[i] for i in ends if i < len(ids)]
     for name in out:
