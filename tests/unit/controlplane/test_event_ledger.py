@@ -175,6 +175,19 @@ def test_what_was_there_before_is_accounted_for_and_tells_nothing_of_latency_and
     assert miss_rate([ledger], 0.3) == 0.5
 
 
+def test_an_event_that_was_there_before_and_is_moved_during_the_run_tells_nothing_of_latency_either() -> None:
+    header = ("tier", b"premium")
+    ledger = EventLedger("posts", (0,), (2,), live=(1,), moved={header})
+    ledger.others["premium"] = premium = EventLedger("premium", (0,), (2,), live=(0,), came_from=ledger)
+    for offset in range(2):
+        ledger.entered(source(0, offset, None, header))
+    for offset in range(2):
+        premium.entered(source(0, offset, b"posts/0/%d" % offset))
+        premium.out(sink(b"posts/0/%d" % offset))
+    assert (len(premium.latencies_s), len(premium.arrivals_s), premium.backlog) == (1, 1, 1)
+    assert premium.lost() == (0, [])
+
+
 def test_a_named_event_that_was_there_before_is_known_by_its_record() -> None:
     ledger = EventLedger("posts", (0,), (2,), live=(1,))
     ledger.entered(source(0, 0, name=b"old"))
