@@ -18,6 +18,7 @@ from inferline_stream.observability.pipeline_state import DecisionRecord, Pipeli
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.settings import from_environment
+from inferline_stream.tuner.error_budget import left_in_words
 
 _LOOK_S, _GROUPS_LOOK_S = 1.5, 6.0
 """Rates are growth between two looks: this long, at first. Of groups that run already nobody writes arrivals down: as
@@ -83,7 +84,9 @@ def controller_line(state: PipelineState) -> Text:
         line.append(f"controller in term {state.term}", style="green")
     if state.budget_left is not None:
         style = "bold red" if state.budget_left < 0 else ""
-        line.append(f"  {state.budget_left:.0%} of the SLO's window's late events left", style=style)
+        line.append(f"  SLO's window: {left_in_words(state.budget_left)}", style=style)
+    if state.slo_wanted_s not in (None, state.slo_s):
+        line.append(f"  SLO {format_duration(state.slo_wanted_s)} waits for the next plan", style="bold yellow")
     if state.paused:
         line.append("  decisions are held", style="bold yellow")
     return line

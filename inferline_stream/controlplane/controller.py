@@ -26,12 +26,12 @@ from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanCloc
 from inferline_stream.controlplane.leader_loop import LeaderLoop
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.loop_steps import until
-from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector, SourceTimestamps
+from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector
 from inferline_stream.controlplane.observe.notice_watch import LOOK_S as NOTICES_S
 from inferline_stream.controlplane.observe.notice_watch import NoticeWatch
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
-from inferline_stream.controlplane.observe.recovery import Recovered, recover_arrivals
+from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
@@ -130,7 +130,7 @@ class Controller:
         self.decider.follow_people()
         await self._heartbeat()
         await self.fleet.reconcile()
-        self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", "")
+        self.decider.begin()
         kafka, names = context.kafka, context.names
         async with (
             kafka.offsets() as offsets,
@@ -140,15 +140,7 @@ class Controller:
             AsyncExitStack() as stack,
         ):
             collector = Collector(self.view, offsets, self.ticks, self._heard)
-            await collector.begin()
-            if context.pipeline.counts_records:
-                collector.stamps = await stack.enter_async_context(
-                    SourceTimestamps(context, collector.source_partitions)
-                )
-            else:
-                self.view.arrived(
-                    await recover_arrivals(context, offsets, collector.source_partitions, self.view.growth)
-                )
+            await collector.begin(stack)
             self.collector = collector
             decider = self.decider
             planning = ReplanClock(self.view, lambda: decider.overrides, decider.propose, self.run.cores)
@@ -286,6 +278,7 @@ class Controller:
             stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),
             budget_left=budget.left,
             paused=self.decider.paused,
+            slo_wanted_s=self.decider.overrides.slo_s(state.time_s) or self.view.context.pipeline.slo_s,
             term=self.leadership.term,
             plan_feasible=self.decider.plan_feasible,
             failures=self.loop.failures,

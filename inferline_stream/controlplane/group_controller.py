@@ -217,7 +217,7 @@ class GroupController:
         self.decider = Decider(run, view, self.leadership, self.found, self.fleet, lambda time_s, figures: None)
         self.view = view
         self.decider.follow_people()
-        self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", words)
+        self.decider.begin(words)
         self.fleet.changed()
         self.step_text("scaling")
         logger.info("planned for %s", words)

@@ -16,7 +16,7 @@ from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
-from inferline_stream.controlplane.observe.recovery import recover, recover_arrivals, refuse_unknown
+from inferline_stream.controlplane.observe.recovery import recover, refuse_unknown
 from inferline_stream.controlplane.pipeline_context import PipelineContext, input_partitions
 from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
@@ -53,8 +53,8 @@ _LOOK_S = 0.25
 class Observer:
     """What can be known of a pipeline from its topics. Made by `watch_pipeline`.
 
-    Totals count from when the dispatchers that live now began, and rates from when this began to look: `look` for a
-    while before believing them.
+    Totals of stages count from when the dispatchers that live now began, events in and out and rates from when this
+    began to look: `look` for a while before believing them.
     """
 
     view: PipelineView
@@ -67,6 +67,7 @@ class Observer:
     overrides: Overrides
     wanted: Replicas
     _leader: list[Record] = field(default_factory=list)
+    _began_ms: float = field(default_factory=lambda: time.time() * 1e3)
 
     async def look(self, seconds: float) -> PipelineState:
         """Follow for so long, and tell how it stands then.
@@ -100,7 +101,8 @@ class Observer:
             if entry.value is None or entry.value.stage not in self.view.offsets:
                 continue
             heard_s = entry.record.time_ms / 1e3 + shift_s
-            self.view.reports.add(entry.value, heard_s)
+            if self.view.reports.add(entry.value, heard_s) and entry.record.time_ms < self._began_ms:
+                self.view.reports.had_before(entry.value)
             if looked_s is None or heard_s - looked_s >= 1.0:
                 looked_s = heard_s
                 self._state_at(heard_s)
@@ -151,7 +153,8 @@ class Observer:
         return replace(
             state,
             stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),
-            paused=self.overrides.paused(time.time()),
+            paused=self.overrides.paused(state.time_s),
+            slo_wanted_s=self.overrides.slo_s(state.time_s) or view.context.pipeline.slo_s,
             cost_per_hour=dollars_per_hour(ready, view.catalogue),
             unreadable=dict(self.view.context.decoder.counts),
         )
@@ -199,17 +202,18 @@ async def watch_pipeline(
                 reports = await stack.enter_async_context(
                     TopicFollower(bootstrap_servers, stats, since_s, committed_only=False)
                 )
-                sample = await _samples(view, offsets)
+                sample = await _samples(stack, view, offsets)
             yield Observer(view, sample, reports, decisions, control, assignments, found.overrides, wanted, leader)
 
 
-async def _samples(view: PipelineView, offsets: Offsets) -> Callable[[], Awaitable[None]]:
+async def _samples(stack: AsyncExitStack, view: PipelineView, offsets: Offsets) -> Callable[[], Awaitable[None]]:
     context = view.context
     collector = Collector(view, offsets, ArrivalLog(context.names, context.source), lambda report: None)
-    await collector.begin()
-    view.arrived(await recover_arrivals(context, offsets, collector.source_partitions, view.growth))
+    await collector.begin(stack)
 
     async def sample() -> None:
+        if collector.stamps is not None:
+            await collector.stamped()
         await collector.sample()
         await collector.lags()
 

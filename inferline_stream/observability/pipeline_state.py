@@ -451,6 +451,8 @@ class PipelineState:
         "1 where latencies are those of consumer groups, summed as if they were independent.",
         False,
     )
+    slo_wanted_s: float | None = None
+    """What people or the topology want: the plan in force may keep another one still. None where nobody looked."""
     budget_left: float | None = gauge(
         "slo_budget_left_ratio",
         "What is left of the events that may be late in the SLO's window so far; below 0 where more were.",

@@ -59,3 +59,9 @@ class ErrorBudget:
         pace = min(1.0, (self.late + known) / (so_far + known))
         share = max(allowed - self.late, 1.0) / to_come / pace
         return min(share, min(FAST_BURN * (1 - self.objective), LARGEST_RATIO) / 2)
+
+
+def left_in_words(left: float) -> str:
+    """Say what is left of the late events allowed so far, or how many times as many there were."""
+    of = "the late events allowed so far"
+    return f"{1 - left:.3g} times {of}" if left < 0 else f"{left:.0%} of {of} are left"

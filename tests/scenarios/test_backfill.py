@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.controlplane.loop_steps import until
+from inferline_stream.controlplane.pipeline_watch import watch_pipeline
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.dead_letters import dead_letters, send_again
 from inferline_stream.dataplane.process_specs import Delivery
@@ -134,12 +135,15 @@ async def test_orders_have_the_class_of_their_header_and_count_once_as_traffic_w
             source, offsets = under_way.context.source, under_way.offsets
             ends = await offsets.ends({source: await offsets.partitions(source)})
             state = under_way.controller.state
-            return state is not None and state.events_in == sum(ends[source]) - ARCHIVED
+            return state is not None and state.events_out == state.events_in == sum(ends[source]) - ARCHIVED
 
         assert await until(is_done, 60)
         stop.set()
         await feeding
-        assert await until(is_counted, 30)
+        assert await until(is_counted, 30), under_way.controller.state
+        async with watch_pipeline(run.pipeline, run.bootstrap_servers, run.records.prefix, run.settings) as observer:
+            seen = await observer.look(0.5)
+        assert seen.envelope[-1].live <= view.growth.total, "who only watches counts live events alone, too"
         report = await under_way.report(await under_way.drain())
     of = report.backgrounds["orders-batch"]
     assert (of.events_in, of.events_out, of.left) == (ARCHIVED, ARCHIVED, 0)

@@ -495,6 +495,14 @@ class Decider:
         self.decisions.append(record)
         self.book.decision(record)
 
+    def begin(self, detail: str = "") -> None:
+        """Write down the plan and the replicas that this term begins with: it may fall silent before it decides."""
+        time_s, reason = time.time(), "initial" if self.found.wanted is None else "taken_over"
+        self.keep_plan(time_s, reason, detail)
+        number, by, term = self.book.number, self.leadership.controller, self.leadership.term
+        replicas = copied(self.fleet.wanted)
+        self.book.wanted(DecisionRecord(number, by, term, time_s, "hold", reason, detail, replicas, applied=True))
+
     def keep_plan(self, time_s: float, reason: str, detail: str) -> None:
         """Write down the plan in force."""
         controller, term, document = self.leadership.controller, self.leadership.term, PlanDocument(plan=self.view.plan)

@@ -15,11 +15,15 @@ from typing import Self
 
 import numpy as np
 
-from inferline_stream.calculus.envelope_state import Times
 from inferline_stream.controlplane.observe.end_offsets import EndOffsets
 from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.observe.recovery import TRAFFIC_S, arrivals_between, recent_ticks
+from inferline_stream.controlplane.observe.recovery import (
+    TRAFFIC_S,
+    arrivals_between,
+    recent_ticks,
+    recover_arrivals,
+)
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
@@ -67,7 +71,7 @@ class SourceTimestamps:
         self._context, self._partitions = context, partitions
         self.counts = [0] * sum(partitions.values())
         """Records by partition, those of one topic behind another's, from what an earlier controller has written."""
-        self._history: list[float] = []
+        self._history: list[tuple[float, int]] = []
         since_s = time.time() - TRAFFIC_S
         self._followers = {topic: context.kafka.follow(topic, since_s) for topic in partitions}
         self._entered = AsyncExitStack()
@@ -85,7 +89,7 @@ class SourceTimestamps:
                 now_s = time.time()
                 for place, time_s in counted:
                     if _credible(time_s, now_s):
-                        self._history.append(time_s)
+                        self._history.append((time_s, place))
                         self.counts[place] += time_s > known_until_s
             self._entered = stack.pop_all()
         return self
@@ -95,17 +99,20 @@ class SourceTimestamps:
     ) -> None:
         await self._entered.__aexit__(kind, error, trace)
 
-    async def read(self, timeout_s: float) -> Times:
-        """Times of the records that came since the last call, ascending, in seconds since the epoch; maybe none."""
-        times, self._history = self._history, []
-        if not times:
+    async def read(self, timeout_s: float) -> list[tuple[float, int]]:
+        """Time and place of each record that came since the last call, ascending; maybe none.
+
+        Times are in seconds since the epoch. The first call returns what was there before, which `counts` has.
+        """
+        arrivals, self._history = self._history, []
+        if not arrivals:
             came = await asyncio.gather(*(follower.read(timeout_s) for follower in self._followers.values()))
             now_s = time.time()
             for topic, records in zip(self._followers, came, strict=True):
                 for place, time_s in self._counted(topic, records):
                     self.counts[place] += 1
-                    times.append(time_s if _credible(time_s, now_s) else now_s)
-        return np.sort(np.array(times, dtype=np.float64))
+                    arrivals.append((time_s if _credible(time_s, now_s) else now_s, place))
+        return sorted(arrivals)
 
     def _counted(self, topic: str, records: list[Record]) -> Iterator[tuple[int, float]]:
         """Yield the place in `counts` and the time of each record that is an event of the topic's class.
@@ -134,17 +141,20 @@ class Collector:
         offsets: reads them.
         ticks: called with every sample of the source topic.
         heard: called with each report that is newer than those before.
-        stamps: shows arrivals, where the growth of the source's log does not.
     """
 
     view: PipelineView
     offsets: Offsets
     ticks: ArrivalLog
     heard: Callable[[PoolReport], None]
-    stamps: SourceTimestamps | None = None
+    stamps: SourceTimestamps | None = field(default=None, init=False)
+    """Shows arrivals, where the growth of the source's log does not."""
     end_offsets: EndOffsets = field(default_factory=EndOffsets)
     answered_s: float = -1.0
     """When Kafka last answered, on the event loop's clock."""
+    _stamped_s: float = 0.0
+    """Up to when arrivals by timestamps are written down, in seconds since the epoch."""
+    _began_ms: float = field(default_factory=lambda: time.time() * 1e3)
     _topics: dict[str, int] = field(default_factory=dict)
     _samples: int = 0
     _ends: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -153,8 +163,11 @@ class Collector:
     _look_s: float = 0.0
     """When to look at the topics again."""
 
-    async def begin(self) -> None:
-        """Look the topics up.
+    async def begin(self, stack: AsyncExitStack) -> None:
+        """Look the topics up, and learn the arrivals of the last minutes.
+
+        Args:
+            stack: closes what reads the source's records, where their timestamps show arrivals.
 
         Raises:
             Unreachable: Kafka does not answer, or one is missing.
@@ -166,6 +179,13 @@ class Collector:
             self.end_offsets.looks_back = _LOOKS_BACK
         for topic in (*context.sinks.values(), context.names.completed):
             self._topics[topic] = await self.offsets.partitions(topic)
+        if context.pipeline.counts_records:
+            self.stamps = await stack.enter_async_context(SourceTimestamps(context, self.source_partitions))
+            self._stamped_s = time.time()
+            self.ticks.sampled(self._stamped_s * 1e3, self.stamps.counts)
+        else:
+            came = await recover_arrivals(context, self.offsets, self.source_partitions, self.view.growth)
+            self.view.arrived(came)
 
     @property
     def source_partitions(self) -> dict[str, int]:
@@ -191,7 +211,8 @@ class Collector:
             await self._fill_gap(now_s, counts)
         else:
             self.view.arrivals(now_s, counts)
-        self.ticks.sampled(now_ms, counts)
+        if self.stamps is None:
+            self.ticks.sampled(now_ms, counts)
         if everything:
             for of, offsets, joins in self._classes():
                 by_stage = {stage: ends[context.topic(stage, of)] for stage in offsets}
@@ -207,15 +228,28 @@ class Collector:
             sinks = {stage: ends[topic] for stage, topic in context.sinks.items()}
             self.end_offsets.look((*ends[context.source], *begun), sinks, ends[context.names.completed])
             out = sum(self._since_start(topic, ends) for topic in context.sinks.values())
-            if context.records.delivery == "exactly_once":  # the log also holds each transaction's end
-                out = sum(self.view.latencies.histogram().counts)
+            # The log also holds each transaction's end, and what background events came to.
+            if context.records.delivery == "exactly_once" or self.view.backgrounds:
+                out = sum(self.view.latencies.histogram().counts) - self.view.reports.earlier_results
             self.view.events_out = out
             self.view.completed = self._since_start(context.names.completed, ends)
 
     async def stamped(self) -> None:
-        """Take in the records of the source that have come, waiting a moment for the first."""
+        """Take in the records of the source that have come, waiting a moment for the first.
+
+        They are written down at their own times: after a pause they would be a burst, and plans be made for it.
+        """
         assert self.stamps is not None
-        times = await self.stamps.read(0.1)
+        known, asked_s, sample_s = list(self.stamps.counts), time.time(), self.view.context.settings.arrivals_sample_s
+        arrivals = await self.stamps.read(0.1)
+        times = np.array([time_s for time_s, _ in arrivals])
+        if known == self.stamps.counts:
+            self._stamped_s = max(self._stamped_s, asked_s)
+            self.ticks.sampled(self._stamped_s * 1e3, known)
+        else:
+            until_s = time.time()
+            self.ticks.came(arrivals, known, since_s=self._stamped_s, until_s=until_s, sample_s=sample_s)
+            self._stamped_s = min(max(self._stamped_s, arrivals[-1][0]) + sample_s, until_s)
         now_s, shift_s = asyncio.get_running_loop().time(), asyncio.get_running_loop().time() - time.time()
         self.view.arrived(np.minimum(times + shift_s, now_s))
 
@@ -303,4 +337,6 @@ class Collector:
             if report is None or report.stage not in self.view.offsets:
                 continue
             if self.view.reports.add(report, asyncio.get_running_loop().time()):
+                if entry.record.time_ms < self._began_ms:
+                    self.view.reports.had_before(report)
                 self.heard(report)

@@ -102,6 +102,8 @@ class EventLedger:
     """Those of them that are not live."""
     others: dict[str, EventLedger] = field(default_factory=dict)
     """Those of further classes, by topic."""
+    came_from: EventLedger | None = None
+    """Of the class from which a header moves events to this one: what was there before a run was so in both."""
     longer_s: float | None = 0.0
     """How much longer the SLO of its class is than the pipeline's; None of background events."""
 
@@ -122,19 +124,24 @@ class EventLedger:
         self.accounts = {stage: SinkAccount([len(row) for row in self._entered]) for stage in at}
 
     def entered(self, record: Record) -> None:
-        """A record of the source topic."""
+        """A record of the source topic; one that came behind the last of the run's is another run's."""
+        if record.offset >= self.ends[record.partition]:
+            return
         if self.finished and _within(self.finished[record.partition], record.offset):
             return
+        name = read_headers(record.headers, entry=True).event_id
         live = not self.live or record.offset >= self.live[record.partition]
+        if name is not None and self.came_from is not None:
+            live = live and not self.came_from._is_old(name)
         if not live:
             self.backlog += 1
         elif self.moved.isdisjoint(record.headers):
             self.arrivals_s.append(record.time_ms / 1e3)
-        if (name := read_headers(record.headers, entry=True).event_id) is not None:
+        if name is not None:
             if _kept(name) not in self._named and not live:
                 self._old.add(_kept(name))
             self._named.add(_kept(name))
-        elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
+        elif self.first[record.partition] <= record.offset:
             self._entered[record.partition][record.offset - self.first[record.partition]] = 1
 
     def out(self, record: Record, at: str = "") -> None:
@@ -411,7 +418,7 @@ async def read_ledger(
     ledger.moved = context.pipeline.moved.keys()
     ledger.others = ledgers
     for of, each in ledger.others.items():
-        each.longer_s = context.live.get(of)
+        each.longer_s, each.came_from = context.live.get(of), ledger
     earlier = {stage: sum(ends_then) - sum(since.sinks[stage]) for stage, ends_then in start.sinks.items()}
     ledger.earlier_out, ledger.earlier_most = sum(earlier.values()), max(earlier.values()) if len(earlier) > 1 else 0
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)

@@ -102,6 +102,8 @@ class PoolReports:
         """The same of background events, by stage and class."""
         self._past_latencies: dict[tuple[str, str], list[int]] = {}
         """Events by bucket, by stage and live class."""
+        self._earlier: dict[tuple[str, int], int] = {}
+        """Results that a dispatcher had reported before anyone looked here, by its name and incarnation."""
         self._heard_past_s: dict[str, float] = {}
         self._served: dict[str, dict[int, Served]] = {}
         """What slots of stages with a fallback have served in the last hour, by stage and slot."""
@@ -136,6 +138,15 @@ class PoolReports:
                 known.serving_s = heard_s
             self._listed(report, young=heard_s - known.serving_s < _REATTACH_S)
         return True
+
+    def had_before(self, report: PoolReport) -> None:
+        """Take note that what a report counts came before anyone looked here."""
+        self._earlier[report.dispatcher, report.incarnation] = sum(report.counts.latency_buckets)
+
+    @property
+    def earlier_results(self) -> int:
+        """Results of live events, among those in the totals, that came before anyone looked here."""
+        return sum(self._earlier.values())
 
     def _listed(self, report: PoolReport, *, young: bool) -> None:
         """Take in the replicas that a serving dispatcher lists."""

@@ -14,6 +14,7 @@ from inferline_stream.observability.pipeline_state import DecisionRecord, Stored
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.error_budget import left_in_words
 from inferline_stream.tuner.hour_ahead import HourAhead
 
 WORDS: Mapping[Reason, str] = MappingProxyType(
@@ -142,7 +143,7 @@ def _of_window(slo: SloRecord) -> str:
     return (
         f"{_time(slo.time_s)} {budget.late} of {budget.events} events were late in the "
         f"{format_duration(budget.passed_s)} of the SLO's window of {format_duration(budget.window_s)}; "
-        f"{1 - budget.objective:.4g} of them may be: {budget.left:.0%} of that is left"
+        f"{1 - budget.objective:.4g} of them may be: {left_in_words(budget.left)}"
     )
 
 

@@ -184,9 +184,13 @@ class DecisionLog:
         record = encode(decision)
         self._waiting.append(Record.keyed(self.topic, decision_key(decision.number), record))
         if decision.applied:
-            self._waiting.append(Record.keyed(self.topic, WANTED_KEY, record))
+            self.wanted(decision)
         if decision.number > DECISIONS_KEPT:
             self._waiting.append(Record.keyed(self.topic, decision_key(decision.number - DECISIONS_KEPT), None))
+
+    def wanted(self, decision: DecisionRecord) -> None:
+        """These replicas are wanted from now on: a controller that follows one that fell silent goes on with them."""
+        self._waiting.append(Record.keyed(self.topic, WANTED_KEY, encode(decision)))
 
     def slo(self, record: SloRecord) -> None:
         """How the SLO's window stands."""

@@ -7,7 +7,7 @@ from rich.console import Console, RenderableType
 
 from inferline_stream.cli.plan_steps import plan_table
 from inferline_stream.cli.screen import StagesTable, isolation_words
-from inferline_stream.cli.status import status_tables
+from inferline_stream.cli.status import controller_line, status_tables
 from inferline_stream.observability.page.snapshot import snapshot
 from inferline_stream.observability.pipeline_state import (
     DeviceState,
@@ -60,6 +60,16 @@ def test_a_device_that_is_lost_or_had_an_error_of_its_own_is_named_below_the_sta
     console.print(status_tables(replace(a_state(), stages=(), devices=devices)))
     shown = [line.strip() for line in console.file.getvalue().splitlines() if "GPU-" in line]
     assert shown == ["GPU-a is lost: GPU is lost", "GPU-b reported Xid 79"]
+
+
+def test_the_first_line_says_how_many_were_late_beyond_the_window_and_which_slo_waits_for_a_plan() -> None:
+    state = replace(a_state(), slo_s=0.5, budget_left=-7.07, slo_wanted_s=0.7)
+    line = controller_line(state).plain
+    assert "SLO's window: 8.07 times the late events allowed so far" in line
+    assert "SLO 700ms waits for the next plan" in line
+    line = controller_line(replace(state, budget_left=0.93, slo_wanted_s=0.5)).plain
+    assert "SLO's window: 93% of the late events allowed so far are left" in line
+    assert "waits" not in line
 
 
 def test_a_stage_in_a_cluster_shows_its_dispatcher_and_replicas_by_node() -> None:

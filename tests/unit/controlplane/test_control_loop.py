@@ -73,6 +73,17 @@ async def test_what_is_decided_while_nothing_starts_replicas_is_written_down_for
     assert stored[-1].replicas == world.controller.wanted
 
 
+@in_world(steady(10.0))
+async def test_a_controller_that_falls_silent_before_it_decides_leaves_its_replicas_to_a_successor(
+    world: World,
+) -> None:
+    await asyncio.sleep(1.0)
+    assert world.decisions() == []
+    decisions = world.kafka.topics[world.names.decisions]
+    stored: Any = [decode_stored("wanted", d.value) for d in decisions if d.key == b"wanted" and d.value]
+    assert [wanted.replicas for wanted in stored] == [world.controller.wanted]
+
+
 @in_world(lambda time_s: 60.0 if 30.0 <= time_s < 60.0 else 10.0)
 async def test_without_reports_the_controller_holds_what_there_is(world: World) -> None:
     """Falling traffic is what a blind controller would be tempted by."""

@@ -53,6 +53,14 @@ def test_a_run_does_not_answer_for_what_was_finished_above_its_first_offset() ->
     assert (later.earlier_in, later.earlier_backlog) == (7, 1)
 
 
+def test_a_named_event_that_came_after_what_a_run_answers_for_is_not_lost() -> None:
+    ledger = EventLedger("posts", (10,), (11,))
+    for offset, name in ((10, b"own"), (11, b"later")):
+        ledger.entered(source(0, offset, name))
+    ledger.out(sink(b"own"))
+    assert (ledger.lost(), ledger.events_in, len(ledger.arrivals_s)) == ((0, []), 1, 1)
+
+
 def test_an_event_that_is_moved_to_another_class_is_accounted_for_in_both() -> None:
     header, batch = ("priority", b"batch"), EventLedger("batch", (0,), (2,), longer_s=None)
     ledger = EventLedger("posts", (0,), (3,), moved={header}, others={"batch": batch})
@@ -135,7 +143,7 @@ def test_every_event_is_counted_as_a_plain_list_of_ids_counts_it(
         if isinstance(name, tuple):
             ledger.entered(source(*name))
         else:
-            ledger.entered(source(0, at, name))
+            ledger.entered(source(0, at % 10, name))
     out = [ids[i] for i in outs if i < len(ids)]
     end = [ids[i] for i in ends if i < len(ids)]
     for name in out:
@@ -165,6 +173,19 @@ def test_what_was_there_before_is_accounted_for_and_tells_nothing_of_latency_and
     assert ledger.backlog_done_s == 90.0
     assert ledger.reasons == Counter({"dead_lettered": 1})
     assert miss_rate([ledger], 0.3) == 0.5
+
+
+def test_an_event_that_was_there_before_and_is_moved_during_the_run_tells_nothing_of_latency_either() -> None:
+    header = ("tier", b"premium")
+    ledger = EventLedger("posts", (0,), (2,), live=(1,), moved={header})
+    ledger.others["premium"] = premium = EventLedger("premium", (0,), (2,), live=(0,), came_from=ledger)
+    for offset in range(2):
+        ledger.entered(source(0, offset, None, header))
+    for offset in range(2):
+        premium.entered(source(0, offset, b"posts/0/%d" % offset))
+        premium.out(sink(b"posts/0/%d" % offset))
+    assert (len(premium.latencies_s), len(premium.arrivals_s), premium.backlog) == (1, 1, 1)
+    assert premium.lost() == (0, [])
 
 
 def test_a_named_event_that_was_there_before_is_known_by_its_record() -> None:

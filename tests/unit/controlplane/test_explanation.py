@@ -60,7 +60,8 @@ STORY = PlanHistory(
 def test_it_says_what_is_left_of_the_events_that_may_be_late():
     (line,) = [line for line in sentences(STORY, 1) if "late" in line]
     assert line.endswith(
-        "125 of 50000 events were late in the 2h of the SLO's window of 24h; 0.01 of them may be: 75% of that is left"
+        "125 of 50000 events were late in the 2h of the SLO's window of 24h; 0.01 of them may be: "
+        "75% of the late events allowed so far are left"
     )
 
 

@@ -47,6 +47,14 @@ def test_a_report_that_comes_late_or_twice_changes_nothing(reports: PoolReports)
     assert reports.living() == {"entry-0": 1.0}
 
 
+def test_what_dispatchers_had_done_before_anyone_looked_is_no_result_since(reports: PoolReports) -> None:
+    for of in (report(7, latency_buckets=[3, 4]), report(8, latency_buckets=[5, 4])):
+        reports.add(of, 1.0)
+        reports.had_before(of)
+    reports.add(report(1, incarnation=2, latency_buckets=[1, 1]), 2.0)
+    assert sum(reports.total("entry").latency_buckets) - reports.earlier_results == 2
+
+
 def test_recent_figures_forget_what_is_older_than_ten_seconds(reports: PoolReports) -> None:
     slow, fast = {4: BatchStats(10, 2.0)}, {4: BatchStats(30, 2.0 + 20 * 0.02)}
     reports.add(report(1, events=0), 0.0)

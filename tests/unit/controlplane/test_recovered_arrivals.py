@@ -6,10 +6,12 @@ import asyncio
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
+from inferline_stream.controlplane.decide.replan import recorded
 from inferline_stream.controlplane.observe.collector import Collector, SourceTimestamps
 from inferline_stream.controlplane.observe.log_growth import LogGrowth
 from inferline_stream.controlplane.observe.recovery import arrivals_between, recover_arrivals
@@ -89,7 +91,7 @@ def test_a_partition_that_is_added_while_kafka_is_away_has_its_arrivals_counted(
     collector = Collector(view, kafka, ticks, lambda report: None)
 
     async def story() -> None:
-        await collector.begin()
+        await collector.begin(AsyncExitStack())
         kafka.append("posts", b"first")
         await collector.sample()
         kafka._partitions = 2
@@ -104,12 +106,45 @@ def test_a_partition_that_is_added_while_kafka_is_away_has_its_arrivals_counted(
     run(story())
 
 
+def test_timestamps_that_are_read_late_make_no_burst_of_the_arrivals_that_are_written_down() -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: len(kafka.topics["posts"]), done=lambda: 0)
+    view = House().view
+    view.context = PipelineContext(one_stage(arrivals="timestamps"), kafka, Settings())
+    view.partitions = {"a": 1}
+    ticks = ArrivalLog(NAMES, "posts")
+    collector = Collector(view, kafka, ticks, lambda report: None)
+
+    async def looks() -> None:
+        for step in (collector.sample, collector.stamped, collector.sample):
+            await step()
+            await asyncio.sleep(0.02)
+
+    async def story() -> None:
+        await asyncio.sleep(100.0)
+        await collector.begin(AsyncExitStack())
+        await looks()
+        began_s = time.time()
+        await asyncio.sleep(2.0)  # nobody looks
+        for number in range(100):
+            kafka.append("posts", b"1", time_s=began_s + number / 50)
+        await looks()
+        kafka.append("posts", b"1")
+        await looks()
+        record = ticks.take()
+        assert record is not None
+        times_s = recorded([record], [1]).arrivals_s
+        assert times_s.size == 101
+        assert times_s[-1] - times_s[0] == pytest.approx(2.0, abs=0.2)
+
+    run(story())
+
+
 async def test_what_came_out_counts_on_where_the_sinks_topic_is_created_again() -> None:
     kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
     view = House().view
     view.context = PipelineContext(one_stage(), kafka, Settings())
     collector = Collector(view, kafka, ArrivalLog(NAMES, "posts"), lambda report: None)
-    await collector.begin()
+    await collector.begin(AsyncExitStack())
     counted = []
     for records in (7, 10, 0, 2):
         kafka.topics["out"] = [None] * records
@@ -140,7 +175,7 @@ async def between(context: PipelineContext) -> None:
 
 async def from_timestamps(context: PipelineContext) -> None:
     async with SourceTimestamps(context, {context.source: 1}) as stamps:
-        assert (await stamps.read(0.0)).size == 100
+        assert len(await stamps.read(0.0)) == 100
 
 
 @pytest.mark.parametrize("read", [between, from_timestamps])
