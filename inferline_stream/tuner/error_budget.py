@@ -12,9 +12,6 @@ DAY_S = 86_400.0
 FAST_BURN = 14.4
 """Times the objective's share at which late events page somebody: the fast burn-rate alert of the SRE workbook."""
 
-PRIOR = 0.1
-"""Part of the window's late events that is taken for spent at the objective's pace before any is known to be."""
-
 LARGEST_RATIO = 0.9
 """A share of misses that can be reached: an alert at or above 1 would never fire."""
 
@@ -44,21 +41,17 @@ class ErrorBudget:
         return 1 - self.late / allowed if allowed else 1.0
 
     def share(self, rate: float) -> float:
-        """Share of the events to come by which a late one is priced, so that the objective holds for the whole window.
+        """Share of the events to come that may be late, so that the objective holds for the whole window.
 
-        It is what is left for them, and more where fewer were late so far than might have been: at that price they are
-        not used up. One event at least may be late: what is spent cannot be bought back at any price. And no more than
-        half of what the fast burn-rate alert fires at: what is risked deliberately never pages anybody.
+        One event at least may be: what is spent cannot be bought back at any price. And no more than half of what the
+        fast burn-rate alert fires at: what is risked deliberately never pages anybody.
 
         Args:
             rate: at which they come, events per second.
         """
         to_come = max(rate * (self.window_s - self.passed_s), 1.0)
-        allowed = (1 - self.objective) * (self.events + to_come)
-        so_far, known = (1 - self.objective) * self.events, PRIOR * allowed
-        pace = min(1.0, (self.late + known) / (so_far + known))
-        share = max(allowed - self.late, 1.0) / to_come / pace
-        return min(share, min(FAST_BURN * (1 - self.objective), LARGEST_RATIO) / 2)
+        allowed = (1 - self.objective) * (self.events + to_come) - self.late
+        return min(max(allowed, 1.0) / to_come, min(FAST_BURN * (1 - self.objective), LARGEST_RATIO) / 2)
 
 
 def left_in_words(left: float) -> str:

@@ -192,7 +192,7 @@ class LevelChoice:
         words = (
             f"{self.expected:.2f} times the planned traffic expected within {self.lead_s:.1f} s{back}; of moments like "
             f"this one {self.odds:.1%} were followed by more than {self.multiple:.2f} times: one more replica costs "
-            f"more than the {self.late:.2%} of events that are late by it, at ${self.price:.2g} each, the price where "
+            f"more than the {self.late:.2%} of events that are late by it, at ${self.price:.2g} each, as "
             f"{self.share:.2%} of those to come in the SLO's window may be late"
         )
         object.__setattr__(self, "words", words)

@@ -12,13 +12,11 @@ from inferline_stream.tuner.error_budget import DAY_S, ErrorBudget
     ("passed_s", "events", "late", "share"),
     [
         (0.0, 0, 0, 0.01),
-        (100.0, 100, 0, 0.01 * 10 / 9 * 2),  # nine tenths have ten for them; none of one was spent, as none of two
-        (500.0, 500, 0, 0.072),  # twice as many for the rest, and a sixth of the pace
-        (500.0, 500, 4, 0.012 / 5 * 6),
+        (500.0, 500, 0, 0.02),  # half of the window passed, nothing spent: twice as much of the rest
         (500.0, 500, 5, 0.01),  # spent at the objective's share
         (500.0, 500, 8, 0.004),  # two of the ten are left for five hundred
         (500.0, 500, 40, 1 / 500),  # more than all is spent
-        (500.0, 1000, 10, 0.01),  # twice as many came as planned: five of fifteen for five hundred
+        (500.0, 1000, 0, 0.03),  # twice as many came as planned: fifteen for five hundred
         (999.0, 999, 0, 0.072),  # half of the fast alert's 14.4 %
         (2000.0, 2000, 0, 0.072),  # a window that has passed divides by nothing
     ],
