@@ -181,7 +181,8 @@ def _create(file: Path) -> None:
 
 async def _supervise(module: str, arguments: Sequence[str], confinement: Confinement) -> int:
     launch = Launch(module, confinement, cores=1, orphaned=signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # in the process as well, which a terminal interrupts beside this one
+    # Held back until it can be passed on, and for ever in the process, which a terminal interrupts beside this one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         process = await asyncio.create_subprocess_exec(
             *launch.command, *arguments, env=launch.environment, pass_fds=launch.files
@@ -189,6 +190,7 @@ async def _supervise(module: str, arguments: Sequence[str], confinement: Confine
         launch.started(process.pid)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, process.send_signal, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
         code = await process.wait()
         return code if code >= 0 else 128 - code
     finally:

@@ -154,7 +154,7 @@ async def test_no_address_of_kafka_is_named():
 
 async def test_ctrl_c_while_a_connector_starts_ends_it_without_a_traceback(embedded_broker, tmp_path):
     topic = await topic_on(embedded_broker.bootstrap_servers)
-    for wait_s in (0.1, 0.3, 0.5):
+    for wait_s in (0.0, 0.0, 0.1, 0.3, 0.5):
         async with command(
             sys.executable, "-m", "inferline_stream.connectors.sinks.jsonl", "--topic", topic,
             "--bootstrap-servers", embedded_broker.bootstrap_servers, "--path", str(tmp_path / "out.jsonl"),
