@@ -12,7 +12,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from pathlib import Path
 from threading import Lock
 from urllib.error import HTTPError, URLError
@@ -92,8 +91,6 @@ class WhatIfProcess:
             with urlopen(url, timeout=_LONGEST_ANSWER_S) as answer:  # noqa: S310  the child's address
                 return msgspec.Raw(answer.read())
         except HTTPError as error:
-            if error.code == HTTPStatus.CONFLICT:
-                raise LookupError from None
             raise UsageError(error.read().decode().strip()) from None
         except (URLError, OSError) as error:
             raise InferlineError(f"what answers has ended ({error}); load the page again") from None

@@ -52,9 +52,8 @@ function question() {
 
 async function ask(path, about) {
   const answer = await fetch(`${path}?question=${encodeURIComponent(JSON.stringify(about))}`);
-  if (answer.status === 409) return null;
   if (!answer.ok) throw new Error(await answer.text());
-  return answer.json();
+  return answer.json();  // null where a newer question has come
 }
 
 function tile(id, value, note, kind = "") {

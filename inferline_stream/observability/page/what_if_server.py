@@ -65,7 +65,7 @@ def answered(answers: Answers, target: str) -> tuple[HTTPStatus, str, bytes]:
     question = parse_qs(asked.query).get("question", ["{}"])[0]
     try:
         return HTTPStatus.OK, "application/json", msgspec.json.encode(answers[asked.path](question.encode()))
-    except LookupError:
-        return HTTPStatus.CONFLICT, "text/plain", b"a newer question has come\n"
+    except LookupError:  # a newer question has come
+        return HTTPStatus.OK, "application/json", b"null"
     except (ValueError, InferlineError) as error:  # msgspec's errors are ValueErrors
         return HTTPStatus.BAD_REQUEST, "text/plain", f"{error}\n".encode()
