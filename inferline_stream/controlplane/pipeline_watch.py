@@ -58,8 +58,8 @@ class Observer:
     """
 
     view: PipelineView
-    sample: Callable[[], Awaitable[None]]
-    """Takes end offsets and committed ones into the view."""
+    sample: Callable[[bool], Awaitable[None]]
+    """Takes end offsets and committed ones into the view; given True, end offsets of all topics, which rates need."""
     reports: TopicFollower | None
     decisions: TopicFollower
     control: TopicFollower
@@ -79,7 +79,8 @@ class Observer:
         end_s = loop.time() + seconds
         while True:
             began_s = loop.time()
-            await self.sample()
+            last = began_s >= end_s
+            await self.sample(last)
             decoder = self.view.context.decoder
             for stored in decoder.decoded_by_key(await self.decisions.read(0.0), decode_stored):
                 self._decided(stored.key, stored.value)
@@ -87,7 +88,7 @@ class Observer:
                 self.overrides = self.overrides.with_record(change.key, change.value)
             self._leader += await self.assignments.read(0.0)
             await self._hear()
-            if loop.time() >= end_s:
+            if last:
                 return self._state()
             await asyncio.sleep(max(0.0, _LOOK_S - (loop.time() - began_s)))
 
@@ -206,15 +207,15 @@ async def watch_pipeline(
             yield Observer(view, sample, reports, decisions, control, assignments, found.overrides, wanted, leader)
 
 
-async def _samples(stack: AsyncExitStack, view: PipelineView, offsets: Offsets) -> Callable[[], Awaitable[None]]:
+async def _samples(stack: AsyncExitStack, view: PipelineView, offsets: Offsets) -> Callable[[bool], Awaitable[None]]:
     context = view.context
     collector = Collector(view, offsets, ArrivalLog(context.names, context.source), lambda report: None)
     await collector.begin(stack)
 
-    async def sample() -> None:
+    async def sample(everything: bool) -> None:
         if collector.stamps is not None:
             await collector.stamped()
-        await collector.sample()
+        await collector.sample(everything=everything)
         await collector.lags()
 
     return sample
@@ -222,7 +223,7 @@ async def _samples(stack: AsyncExitStack, view: PipelineView, offsets: Offsets) 
 
 async def _group_samples(
     stack: AsyncExitStack, view: PipelineView, bootstrap_servers: str
-) -> Callable[[], Awaitable[None]]:
+) -> Callable[[bool], Awaitable[None]]:
     """Have looks at consumer groups taken in until the stack is closed."""
     collector, groups = GroupCollector(view.context), view.reports.groups
     collector.show_in(view)
@@ -233,7 +234,7 @@ async def _group_samples(
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
-    async def sample() -> None:
+    async def sample(_: bool) -> None:
         if following.done():
             following.result()
         groups.update({name: replace(of, trouble=collector.trouble.get(name, "")) for name, of in groups.items()})

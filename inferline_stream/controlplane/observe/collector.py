@@ -192,9 +192,9 @@ class Collector:
         """Partitions of each topic that live events arrive on."""
         return {topic: self._topics[topic] for topic in self.view.context.sources}
 
-    async def sample(self) -> None:
-        """Read end offsets: of the live source topics each time, of all topics now and then."""
-        context, everything = self.view.context, self._samples % _TOPICS_EVERY == 0
+    async def sample(self, *, everything: bool = False) -> None:
+        """Read end offsets: of the live source topics each time, of all topics now and then, or where that is asked."""
+        context, everything = self.view.context, everything or self._samples % _TOPICS_EVERY == 0
         self._samples += 1
         asked_s = asyncio.get_running_loop().time()
         ends = await self.offsets.ends(self._topics if everything else self.source_partitions)
