@@ -43,6 +43,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.version import kind_alone, version_on
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.plan_basis import Replicas
 
@@ -148,8 +149,13 @@ class Observer:
         view = self.view
         state = view.state(now_s, time.time(), self.wanted)
         ready = Counter[str]()
-        for counts in (c for stage in state.stages for c in stage.replicas):
-            ready[counts.hardware] += counts.ready
+        for stage in state.stages:
+            tried = (
+                r.hardware for r in view.reports.replicas(stage.name) if r.phase == "ready" and version_on(r.hardware)
+            )
+            ready.update(map(kind_alone, tried))
+            for counts in stage.replicas:
+                ready[counts.hardware] += counts.ready
         canaries = canary_states(view.reports, view.shape.stages, self.overrides.canary)
         return replace(
             state,
