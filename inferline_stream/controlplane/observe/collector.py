@@ -31,7 +31,7 @@ from inferline_stream.dataplane.reports import PoolReport, decode_report
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
-from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.names import EVENT_ID, Names
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class SourceTimestamps:
         self._history: list[tuple[float, int]] = []
         since_s = time.time() - TRAFFIC_S
         self._followers = {topic: context.kafka.follow(topic, since_s) for topic in partitions}
+        self._moved = {context.names.topic(of.name): header for header, of in context.pipeline.moved.items()}
         self._entered = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -117,14 +118,19 @@ class SourceTimestamps:
     def _counted(self, topic: str, records: list[Record]) -> Iterator[tuple[int, float]]:
         """Yield the place in `counts` and the time of each record that is an event of the topic's class.
 
-        Partitions that a topic was given since end offsets were first looked at are left out.
+        Partitions that a topic was given since end offsets were first looked at are left out. So is what waited in the
+        first class's topic for so long before it was moved that its time is of no traffic that counts: it is no burst.
         """
+        header, since_s = self._moved.get(topic), time.time() - TRAFFIC_S
         earlier = itertools.takewhile(lambda each: each != topic, self._partitions)
         first = sum(self._partitions[each] for each in earlier)
         moved = self._context.pipeline.moved.keys() if topic == self._context.source else frozenset[object]()
         for record in records:
-            if record.partition < self._partitions[topic] and moved.isdisjoint(record.headers):
-                yield first + record.partition, record.time_ms / 1e3
+            if record.partition >= self._partitions[topic] or not moved.isdisjoint(record.headers):
+                continue
+            if header in record.headers and record.time_ms / 1e3 < since_s and record.header(EVENT_ID) is not None:
+                continue
+            yield first + record.partition, record.time_ms / 1e3
 
 
 def _credible(time_s: float, now_s: float) -> bool:
@@ -192,9 +198,9 @@ class Collector:
         """Partitions of each topic that live events arrive on."""
         return {topic: self._topics[topic] for topic in self.view.context.sources}
 
-    async def sample(self) -> None:
-        """Read end offsets: of the live source topics each time, of all topics now and then."""
-        context, everything = self.view.context, self._samples % _TOPICS_EVERY == 0
+    async def sample(self, *, everything: bool = False) -> None:
+        """Read end offsets: of the live source topics each time, of all topics now and then, or where that is asked."""
+        context, everything = self.view.context, everything or self._samples % _TOPICS_EVERY == 0
         self._samples += 1
         asked_s = asyncio.get_running_loop().time()
         ends = await self.offsets.ends(self._topics if everything else self.source_partitions)

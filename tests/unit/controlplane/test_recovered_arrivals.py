@@ -19,7 +19,8 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.kafka.records import Record
-from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.names import EVENT_ID, Names
+from inferline_stream.pipeline.topology import Pipeline, Topic
 from inferline_stream.settings import Settings
 from tests.support.emulated_runs import one_stage
 from tests.support.virtual_time import run
@@ -137,6 +138,30 @@ def test_timestamps_that_are_read_late_make_no_burst_of_the_arrivals_that_are_wr
         assert times_s[-1] - times_s[0] == pytest.approx(2.0, abs=0.2)
 
     run(story())
+
+
+async def test_what_waited_for_long_before_it_was_moved_to_its_class_is_no_burst() -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
+    pipeline = Pipeline(
+        "p",
+        slo="500ms",
+        source=[Topic("posts"), Topic("premium", slo="200ms", header=("tier", "premium"))],
+        sink=Topic("out"),
+        stages=one_stage().stages,
+    )
+    context = PipelineContext(pipeline, kafka, Settings())
+    marked = [("tier", b"premium")]
+    async with SourceTimestamps(context, {context.source: 1, "premium": 1}) as stamps:
+        now_ms = int(time.time() * 1e3)
+        for headers, age_s in (
+            ([*marked, (EVENT_ID, b"posts/0/0")], 300),
+            (marked, 300),
+            ([*marked, (EVENT_ID, b"posts/0/1")], 1),
+        ):
+            kafka.topics["premium"].append(Record(None, b"1", headers, now_ms - age_s * 1000, "premium", 0, 0))
+        arrivals = await stamps.read(0.0)
+    assert [round(time.time() - time_s) for time_s, _ in arrivals] == [1, 0]
+    assert stamps.counts == [0, 2]
 
 
 async def test_what_came_out_counts_on_where_the_sinks_topic_is_created_again() -> None:
