@@ -158,6 +158,8 @@ def _of_parent(group: ConsumerGroup, groups: Sequence[ConsumerGroup]) -> Iterato
 def _deployment(group: ConsumerGroup) -> str:
     """The Deployment that a group's workers are declared to be in; empty for none."""
     match group.workers:
+        case KedaScaler(""):
+            return group.name
         case Deployment(str(name)) | KedaScaler(str(name)):
             return name
     return ""

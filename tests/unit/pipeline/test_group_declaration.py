@@ -110,6 +110,10 @@ def test_a_mistake_of_a_group_names_the_group_and_the_remedy(of_group: dict[str,
             "2 groups have workers in the Deployment 'ml/all', and each would set its replicas",
         ),
         (
+            {"orders": {"workers": Deployment("enrich")}, "enrich": {"workers": KedaScaler()}},
+            "2 groups have workers in the Deployment 'enrich'",
+        ),
+        (
             {"enrich": {"after": []}},
             "its first groups read 2 topics ('enriched', 'orders'); declare a pipeline for each",
         ),
