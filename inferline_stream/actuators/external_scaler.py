@@ -135,7 +135,7 @@ class ExternalScaler:
         await self._server.stop(grace=1.0)
 
     def _credentials(self, chain: Path, key: Path) -> grpc.ServerCredentials:
-        """What the files hold; gRPC itself would only say that it cannot listen."""
+        """Return what the files hold. Of a bad one gRPC only says that it cannot listen."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(chain, key, password="")  # asks nobody for one

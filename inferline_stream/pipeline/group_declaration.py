@@ -156,7 +156,7 @@ def _of_parent(group: ConsumerGroup, groups: Sequence[ConsumerGroup]) -> Iterato
 
 
 def _deployment(group: ConsumerGroup) -> str:
-    """The Deployment that a group's workers are declared to be in; empty for none."""
+    """Return the Deployment whose replicas a group sets; empty for none."""
     match group.workers:
         case KedaScaler(""):
             return group.name

@@ -77,7 +77,7 @@ class EventClass:
         return max(self.rate_guaranteed, due)
 
     def look(self, now_s: float) -> None:
-        """Take note of how much is finished now; once it is known, since what was finished before is no progress."""
+        """Note how much is finished now, once that is known: what was finished before is no progress."""
         if not all(self.offsets[stage].known for stage in self._entries):
             return
         if len(self._looks) > 1 and now_s - self._looks[-2][0] < _LOOKS_APART_S:
