@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -124,17 +125,30 @@ class ExternalScaler:
             if self._files is None:
                 self.port = self._server.add_insecure_port(self._address)
             else:
-                chain, key = (file.read_bytes() for file in self._files)
-                roots = None if self._clients is None else self._clients.read_bytes()
-                of = grpc.ssl_server_credentials([(key, chain)], roots, require_client_auth=roots is not None)
-                self.port = self._server.add_secure_port(self._address, of)
-        except (OSError, RuntimeError) as error:
+                self.port = self._server.add_secure_port(self._address, self._credentials(*self._files))
+        except RuntimeError as error:
             raise UsageError(f"KEDA's scaler cannot listen on {self._address}: {error}") from None
         await self._server.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._server.stop(grace=1.0)
+
+    def _credentials(self, chain: Path, key: Path) -> grpc.ServerCredentials:
+        """Return what the files hold. Of a bad one gRPC only says that it cannot listen."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(chain, key, password="")  # asks nobody for one
+            if self._clients is not None:
+                context.load_verify_locations(self._clients)
+            pair = key.read_bytes(), chain.read_bytes()
+            roots = None if self._clients is None else self._clients.read_bytes()
+        except OSError as error:
+            files = ", ".join(map(str, filter(None, (chain, key, self._clients))))
+            raise UsageError(
+                f"{files}: no certificate for KEDA's scaler ({error}); give PEM files, of a certificate and its key"
+            ) from None
+        return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
 
     def _handler(self) -> grpc.GenericRpcHandler:
         def of(method: Callable[..., Any], request: str) -> grpc.RpcMethodHandler:

@@ -20,9 +20,9 @@ from inferline_stream.pipeline.units import format_duration
 from inferline_stream.settings import from_environment
 from inferline_stream.tuner.error_budget import left_in_words
 
-_LOOK_S, _GROUPS_LOOK_S = 1.5, 6.0
-"""Rates are growth between two looks: this long, at first. Of groups that run already nobody writes arrivals down: as
-long as a rate is taken over."""
+_LOOK_S, _GROUPS_LOOK_S = 2.5, 6.0
+"""Rates are growth between two looks: this long, at first, more than `event_class` needs for one. Of groups that run
+already nobody writes arrivals down: as long as a rate is taken over."""
 
 _SILENT_S = 3.0
 _BAR_COLUMNS = 30

@@ -43,6 +43,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.version import kind_alone, version_on
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.plan_basis import Replicas
 
@@ -58,8 +59,8 @@ class Observer:
     """
 
     view: PipelineView
-    sample: Callable[[], Awaitable[None]]
-    """Takes end offsets and committed ones into the view."""
+    sample: Callable[[bool], Awaitable[None]]
+    """Takes end offsets and committed ones into the view; given True, end offsets of all topics, which rates need."""
     reports: TopicFollower | None
     decisions: TopicFollower
     control: TopicFollower
@@ -79,7 +80,8 @@ class Observer:
         end_s = loop.time() + seconds
         while True:
             began_s = loop.time()
-            await self.sample()
+            last = began_s >= end_s
+            await self.sample(last)
             decoder = self.view.context.decoder
             for stored in decoder.decoded_by_key(await self.decisions.read(0.0), decode_stored):
                 self._decided(stored.key, stored.value)
@@ -87,7 +89,7 @@ class Observer:
                 self.overrides = self.overrides.with_record(change.key, change.value)
             self._leader += await self.assignments.read(0.0)
             await self._hear()
-            if loop.time() >= end_s:
+            if last:
                 return self._state()
             await asyncio.sleep(max(0.0, _LOOK_S - (loop.time() - began_s)))
 
@@ -147,8 +149,13 @@ class Observer:
         view = self.view
         state = view.state(now_s, time.time(), self.wanted)
         ready = Counter[str]()
-        for counts in (c for stage in state.stages for c in stage.replicas):
-            ready[counts.hardware] += counts.ready
+        for stage in state.stages:
+            tried = (
+                r.hardware for r in view.reports.replicas(stage.name) if r.phase == "ready" and version_on(r.hardware)
+            )
+            ready.update(map(kind_alone, tried))
+            for counts in stage.replicas:
+                ready[counts.hardware] += counts.ready
         canaries = canary_states(view.reports, view.shape.stages, self.overrides.canary)
         return replace(
             state,
@@ -206,15 +213,15 @@ async def watch_pipeline(
             yield Observer(view, sample, reports, decisions, control, assignments, found.overrides, wanted, leader)
 
 
-async def _samples(stack: AsyncExitStack, view: PipelineView, offsets: Offsets) -> Callable[[], Awaitable[None]]:
+async def _samples(stack: AsyncExitStack, view: PipelineView, offsets: Offsets) -> Callable[[bool], Awaitable[None]]:
     context = view.context
     collector = Collector(view, offsets, ArrivalLog(context.names, context.source), lambda report: None)
     await collector.begin(stack)
 
-    async def sample() -> None:
+    async def sample(everything: bool) -> None:
         if collector.stamps is not None:
             await collector.stamped()
-        await collector.sample()
+        await collector.sample(everything=everything)
         await collector.lags()
 
     return sample
@@ -222,7 +229,7 @@ async def _samples(stack: AsyncExitStack, view: PipelineView, offsets: Offsets) 
 
 async def _group_samples(
     stack: AsyncExitStack, view: PipelineView, bootstrap_servers: str
-) -> Callable[[], Awaitable[None]]:
+) -> Callable[[bool], Awaitable[None]]:
     """Have looks at consumer groups taken in until the stack is closed."""
     collector, groups = GroupCollector(view.context), view.reports.groups
     collector.show_in(view)
@@ -233,7 +240,7 @@ async def _group_samples(
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
-    async def sample() -> None:
+    async def sample(_: bool) -> None:
         if following.done():
             following.result()
         groups.update({name: replace(of, trouble=collector.trouble.get(name, "")) for name, of in groups.items()})

@@ -64,6 +64,12 @@ def _of_list(listed: Sequence[ConsumerGroup], groups: Sequence[ConsumerGroup]) -
                 f"{times} groups have the id {ident_!r}, and the members of one are shared by all that it reads: "
                 "declare one topic of it, the one with the most records"
             )
+    for deployment, times in Counter(filter(None, map(_deployment, groups))).items():
+        if times > 1:
+            yield (
+                f"{times} groups have workers in the Deployment {deployment!r}, and each would set its replicas; have "
+                "one group's workers in it"
+            )
     topics = _topics(groups)
     if len(topics) > 1:
         yield (
@@ -117,7 +123,13 @@ def _of_workers(workers: Any) -> Iterator[str]:
     elif isinstance(workers, FaustApp):
         if not isinstance(workers.app, str) or not _FAUST_APP.fullmatch(workers.app):
             yield f'FaustApp {workers.app!r} names no app; write "module:attribute", as `faust -A` takes it'
-    elif workers is not None and not isinstance(workers, KedaScaler):
+    elif isinstance(workers, KedaScaler):
+        name, tolerance = workers.deployment, workers.tolerance
+        if name != "" and not (isinstance(name, str) and _DEPLOYMENT.fullmatch(name)):
+            yield f'KedaScaler {name!r} names no Deployment; write "name" or "namespace/name", as Kubernetes does'
+        if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 <= tolerance < 1:
+            yield f"KedaScaler tolerance {tolerance!r} is no share; write 0.1 for 10%, or 0 where there is none"
+    elif workers is not None:
         yield (
             f"workers {workers!r} is none of Deployment(...), KedaScaler(), Command(...) and FaustApp(...); leave it "
             "out where the group is only advised"
@@ -141,6 +153,16 @@ def _of_parent(group: ConsumerGroup, groups: Sequence[ConsumerGroup]) -> Iterato
             f"comes after {len(group.after)} groups: how long a join waits is not seen in Kafka; declare one parent, "
             "the one that finishes last"
         )
+
+
+def _deployment(group: ConsumerGroup) -> str:
+    """Return the Deployment whose replicas a group sets; empty for none."""
+    match group.workers:
+        case KedaScaler(""):
+            return group.name
+        case Deployment(str(name)) | KedaScaler(str(name)):
+            return name
+    return ""
 
 
 def _topics(groups: Sequence[ConsumerGroup]) -> list[str]:

@@ -257,7 +257,7 @@ def at_prices(kinds: Catalogue, prices: Mapping[str, float]) -> Catalogue:
             found.setdefault(name, prices[whole] / parts)
         if is_spot(name) and on_demand(name) in prices:
             found.setdefault(name, min(kinds[name].price_per_hour, prices[on_demand(name)]))
-    return {name: _at_price(kind, found.get(name, kind.price_per_hour)) for name, kind in kinds.items()}
+    return {name: _at_price(kind, found[name]) if name in found else kind for name, kind in kinds.items()}
 
 
 def _at_price(kind: Hardware, per_hour: float) -> Hardware:

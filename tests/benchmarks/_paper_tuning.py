@@ -116,7 +116,7 @@ def ablation(seeds: int) -> dict[str, tuple[Spread, Spread]]:
             "our plan alone": run(ours, trace, Fixed()),
             "CG-Peak + paper's Tuner": run(theirs, trace, tuned(theirs, sample, "inferline")),
             "CG-Peak alone": run(theirs, trace, Fixed()),
-            "CG-Peak + AutoScale": compared(sample, trace, policies=("cg-peak",), tune=False).row("cg-peak").outcome,
+            "CG-Peak + AutoScale": compared(ours, sample, trace, ("cg-peak",)).row("cg-peak").outcome,
         }
         for name, outcome in outcomes.items():
             misses.setdefault(name, []).append(outcome.miss_rate)

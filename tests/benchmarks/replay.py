@@ -212,7 +212,8 @@ def spike(seeds: int) -> Figures:
     for seed in range(seeds):
         sample, trace = big_spike(np.random.default_rng([seed, *b"big_spike"]))
         names = ("default", "cg-peak", *(("instant clairvoyant",) if seed < HINDSIGHT else ()))
-        found = compared(sample, trace, policies=names, tune=False)
+        plan = planned(sample)
+        found = compared(plan, sample, trace, names)
         ours, theirs = found.row("default").outcome, found.row("cg-peak").outcome
         attained.append(1 - ours.miss_rate)
         coarse.append(1 - theirs.miss_rate)
@@ -222,7 +223,7 @@ def spike(seeds: int) -> Figures:
             bound.append(theirs.cost / hindsight.cost)
             missed.append(hindsight.miss_rate)
             least.append(theirs.cost / least_cost(trace))
-            alone.append(theirs.cost_per_hour / planned(sample).cost_per_hour)
+            alone.append(theirs.cost_per_hour / plan.cost_per_hour)
     figures = spread("big_spike_attainment", attained)
     figures["big_spike_attainment_min"] = round(min(attained), 5)
     figures["big_spike_attainment_cg_peak"] = round(statistics.mean(coarse), 5)
@@ -262,17 +263,17 @@ def _fits(stage: str, batch_size: int) -> bool:
     return sum(needed) <= SLO_S
 
 
-def compared(sample: Trace, trace: Trace, *, policies: Collection[str], tune: bool = True) -> Comparison:
+def compared(plan: Plan, sample: Trace, trace: Trace, policies: Collection[str]) -> Comparison:
     return compare(
         SHAPE,
-        planned(sample),
+        plan,
         MEASURED,
         sample,
         trace,
         catalogue=CATALOGUE,
         kernel=compiled_kernel(),
         policies=policies,
-        tune=tune,
+        tune=False,
     )
 
 

@@ -223,6 +223,10 @@ async def test_over_tls_both_sides_show_a_certificate(tmp_path: Path) -> None:
                         await asked(channel, "enrich")
     with pytest.raises(UsageError, match=r"missing\.pem"):
         await ExternalScaler({}, "localhost:0", (tmp_path / "missing.pem", files[1])).__aenter__()
+    (tmp_path / "torn.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    for torn, clients in (((tmp_path / "torn.pem", files[1]), None), (files, tmp_path / "torn.pem")):
+        with pytest.raises(UsageError, match=r"torn\.pem.*no certificate"):
+            await ExternalScaler({}, "localhost:0", torn, clients).__aenter__()
 
 
 async def test_a_group_is_inactive_only_without_lag_and_streams_say_so_at_once() -> None:

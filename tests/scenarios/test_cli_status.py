@@ -12,6 +12,7 @@ from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.scenarios.test_cli_documents import assert_documented, on_a_terminal, plain
+from tests.support.deadlines import until
 from tests.support.forked_command import forked_command
 
 SWING = Path(__file__).parent / "swing"
@@ -28,12 +29,13 @@ async def call(*arguments: str) -> tuple[int, str, str]:
 
 
 async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embedded_broker: KafkaServer) -> None:
-    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 40)], changes=[(2.0, {"parse": 2})])
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 180)], changes=[(2.0, {"parse": 2})])
     where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.records.prefix]
     stop = asyncio.Event()
     async with asyncio.timeout(180), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(stop))
+        await until(lambda: under_way.controller.state.recent_p99_s is not None, "results are counted")
         await asyncio.sleep(10.0)  # what recent rates and percentiles are taken over
         code, out, err = await call("status", str(SWING), *where, "--output", "json")
         reported, known = json.loads(out), under_way.controller.state

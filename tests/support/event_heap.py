@@ -137,7 +137,10 @@ class _Simulation:
         # An event has until its entry and its own SLO: as one that entered so much later has with the pipeline's.
         self.due_s = [float(at) + more for at, more in zip(workload.entry_s, own, strict=True)]
         self.stays: list[list[tuple[float, float]]] = [[] for _ in stations]  # (end of service, since arrival), hopeful
+        self.first_period = math.floor(min(self.due_s, default=0.0) / 0.5) + 1
+        self.last_due_s = max(self.due_s, default=0.0)
         self.rests: dict[int, list[float]] = {}
+        self.usual_s: dict[tuple[int, int], float | None] = {}  # by period and stage; None while nothing was reported
         self.served_behind: dict[int, bool] = {}  # whether any stage behind another had served, by period
         self.heap: list[tuple[float, int, tuple[Any, ...], int, tuple[Any, ...]]] = []
         self.log: list[Happening] = []
@@ -466,33 +469,35 @@ class _Simulation:
         return batch, False
 
     def _rest_s(self, now: float, s: int, station: Station) -> float:
-        entry_s = self.due_s
-        if self.reports is None:
-            return station.rest_s
-        first = math.floor(min(entry_s) / 0.5) + 1
-        period = min(math.floor(now / 0.5), math.floor((max(entry_s) + self.reports.slo_s) / 0.5))
-        if period <= first:
+        if self.reports is None or (period := self._period(now, self.reports)) <= self.first_period:
             return station.rest_s
         if period not in self.rests:
             self.rests[period] = self._reported_rests_s(period, self.reports)
         return self.rests[period][s]
 
+    def _period(self, now: float, reports: Reports) -> int:
+        """The half second whose reports count now; none follow once the last event is due."""
+        return min(math.floor(now / 0.5), math.floor((self.last_due_s + reports.slo_s) / 0.5))
+
     def _longer_s(self, now: float, s: int) -> float:
         """How much less than usual R is: than the mean of all that were, weighted by their age."""
         if self.reports is None:
             return 0.0
-        begin_s, own_s = min(self.due_s), self._rest_s(now, s, self.stages[s][0].station)
-        period = min(math.floor(now / 0.5), math.floor((max(self.due_s) + self.reports.slo_s) / 0.5))
-        first = math.floor(begin_s / 0.5) + 1
+        period, station = self._period(now, self.reports), self.stages[s][0].station
+        if (period, s) not in self.usual_s:
+            self.usual_s[period, s] = self._usual_s(period, s, station)
+        usual_s = self.usual_s[period, s]
+        return 0.0 if usual_s is None else max(0.0, usual_s - self._rest_s(now, s, station))
+
+    def _usual_s(self, period: int, s: int, station: Station) -> float | None:
         known = []
-        for each in range(first + 1, period + 1):
-            rest_s = self._rest_s(each / 2, s, self.stages[s][0].station)
+        for each in range(self.first_period + 1, period + 1):
+            rest_s = self._rest_s(each / 2, s, station)
             known += [(each / 2, rest_s)] if self.served_behind[each] else []
         if not known:
-            return 0.0
+            return None
         weights = [math.exp((at_s - known[-1][0]) / 300) for at_s, _ in known]
-        usual_s = math.fsum(w * rest_s for w, (_, rest_s) in zip(weights, known, strict=True)) / math.fsum(weights)
-        return max(0.0, usual_s - own_s)
+        return math.fsum(w * rest_s for w, (_, rest_s) in zip(weights, known, strict=True)) / math.fsum(weights)
 
     def _reported_rests_s(self, period: int, reports: Reports) -> list[float]:
         """By what had ended a period before this one began."""

@@ -60,6 +60,8 @@ class FakeActuator:
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone; see `Actuator.observe`."""
         found = await self._wanted.observe()
+        if not self.nodes:
+            return found
         on = [self.nodes.get(replica.replica, "") for replica in found]
         return tuple(replace(r, node=node, going=node in self.going) for r, node in zip(found, on, strict=True))
 

@@ -79,10 +79,11 @@ class CanaryKeeper:
         """Look at the version, and act on what is known of it."""
         trial, last, self._last = self.decider.overrides.canary, self._last, self.decider.overrides.canary
         if trial is None:
-            if self.decider.found.overrides.canary is not None and not self._begun:  # of a run that has ended
+            if (ended := self.decider.found.overrides.canary) is not None and last is None and not self._begun:
                 await self.decider.leadership.write_records(
                     [Record.keyed(self.view.context.names.control, CANARY_KEY, None)]
                 )
+                self._report("roll_back", ended, "the run that tried it out has ended")
             if last is not None and self._written is None:
                 self._report("roll_back", last, "taken back by people")
             self._written, self._begun = None, True

@@ -27,11 +27,13 @@ from inferline_stream.controlplane.observe.recovery import (
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
+from inferline_stream.dataplane.headers import read_headers, version_value
 from inferline_stream.dataplane.reports import PoolReport, decode_report
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.version import structure_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,10 @@ class SourceTimestamps:
         self._history: list[tuple[float, int]] = []
         since_s = time.time() - TRAFFIC_S
         self._followers = {topic: context.kafka.follow(topic, since_s) for topic in partitions}
+        self._version = version_value(structure_of(context.pipeline))
+        # Where producers say when an event entered, that does not show how long it waited.
+        moved = {} if context.pipeline.source.timestamp_header else context.pipeline.moved
+        self._moved = {context.names.topic(of.name): header for header, of in moved.items()}
         self._entered = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -117,14 +123,21 @@ class SourceTimestamps:
     def _counted(self, topic: str, records: list[Record]) -> Iterator[tuple[int, float]]:
         """Yield the place in `counts` and the time of each record that is an event of the topic's class.
 
-        Partitions that a topic was given since end offsets were first looked at are left out.
+        Partitions that a topic was given since end offsets were first looked at are left out. So is what a dispatcher
+        has moved here that entered longer ago than recent traffic: it waited in the first class's topic.
         """
+        header, since_us = self._moved.get(topic), 1e6 * (time.time() - TRAFFIC_S)
         earlier = itertools.takewhile(lambda each: each != topic, self._partitions)
         first = sum(self._partitions[each] for each in earlier)
         moved = self._context.pipeline.moved.keys() if topic == self._context.source else frozenset[object]()
         for record in records:
-            if record.partition < self._partitions[topic] and moved.isdisjoint(record.headers):
-                yield first + record.partition, record.time_ms / 1e3
+            if record.partition >= self._partitions[topic] or not moved.isdisjoint(record.headers):
+                continue
+            if header in record.headers:
+                found = read_headers(record.headers)
+                if found.version == self._version and found.entry_us is not None and found.entry_us < since_us:
+                    continue
+            yield first + record.partition, record.time_ms / 1e3
 
 
 def _credible(time_s: float, now_s: float) -> bool:
@@ -192,9 +205,9 @@ class Collector:
         """Partitions of each topic that live events arrive on."""
         return {topic: self._topics[topic] for topic in self.view.context.sources}
 
-    async def sample(self) -> None:
-        """Read end offsets: of the live source topics each time, of all topics now and then."""
-        context, everything = self.view.context, self._samples % _TOPICS_EVERY == 0
+    async def sample(self, *, everything: bool = False) -> None:
+        """Read end offsets: of the live source topics each time, of all topics now and then, or where that is asked."""
+        context, everything = self.view.context, everything or self._samples % _TOPICS_EVERY == 0
         self._samples += 1
         asked_s = asyncio.get_running_loop().time()
         ends = await self.offsets.ends(self._topics if everything else self.source_partitions)

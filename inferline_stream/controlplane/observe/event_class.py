@@ -77,9 +77,12 @@ class EventClass:
         return max(self.rate_guaranteed, due)
 
     def look(self, now_s: float) -> None:
-        """Take note of how much is finished now."""
-        if not self._looks or now_s - self._looks[-1][0] >= _LOOKS_APART_S:
-            self._looks.append((now_s, min(map(self._finished, self._entries))))
+        """Note how much is finished now, once that is known: what was finished before is no progress."""
+        if not all(self.offsets[stage].known for stage in self._entries):
+            return
+        if len(self._looks) > 1 and now_s - self._looks[-2][0] < _LOOKS_APART_S:
+            self._looks.pop()
+        self._looks.append((now_s, min(map(self._finished, self._entries))))
         while self._looks[0][0] < now_s - _RATE_OVER_S:
             self._looks.popleft()
 

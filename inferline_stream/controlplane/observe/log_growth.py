@@ -155,6 +155,11 @@ class OffsetHistory:
         return max(max(0, end - max(0, done.offset)) / max(1, end - begin) for end, begin, done in kept)
 
     @property
+    def known(self) -> bool:
+        """Whether there are end offsets, and the group has committed one of each partition."""
+        return bool(self._samples) and all(done.offset >= 0 for done in self._committed)
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """Newest end offsets."""
         return tuple(self._ends.tolist())

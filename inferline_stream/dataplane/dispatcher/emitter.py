@@ -130,30 +130,37 @@ class Emitter:
                 self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp_ms)
 
     def _move(self, event: Event, class_number: int) -> None:
-        """Append an event to the topic of its class, by the first of the stages at which it enters."""
+        """Append an event to the topic of its class, by the first of the stages at which it enters.
+
+        No stage hears of it as one of the class that it leaves: each at which it enters moves it.
+        """
         routes = self._routes
-        if routes.stages.index(routes.stage) == min(routes.entries):
-            topic, record = self._topics[class_number][routes.stage], event.records[0]
-            size_bytes = record_bytes(record.key, record.value, event.headers)
-            if size_bytes > self._limit(topic):
-                why = f"the record has {size_bytes} bytes with its headers, topic {topic} takes {self._limit(topic)}"
-                self._fail(event, Failed("Oversize", why, ""))
-                return
-            if record.key is None and topic in self._need_key:
-                self._fail(event, _no_key(topic))
-                return
+        if routes.stages.index(routes.stage) != min(routes.entries):
+            return
+        topic, record = self._topics[class_number][routes.stage], event.records[0]
+        size_bytes = record_bytes(record.key, record.value, event.headers)
+        if size_bytes > self._limit(topic):
+            why = f"the record has {size_bytes} bytes with its headers, topic {topic} takes {self._limit(topic)}"
+            self._dies(event, Failed("Oversize", why, ""), routes.finals)
+        elif record.key is None and topic in self._need_key:
+            self._dies(event, _no_key(topic), routes.finals)
+        else:
             partition, age_ms = self._partition(topic, record.key), event.taken_ms - event.entered_us // 1000
             entry_ms = event.entry_us // 1000 if age_ms <= RESTORED_MS else None
             self._put(topic, partition, record.key, record.value, event.headers, timestamp_ms=entry_ms)
             self._counts[0].moved += 1
-        self._pass_by(event, reason=MOVED_TO_CLASS)
+            self._complete(event, MOVED_TO_CLASS, routes.finals)
 
     def _fail(self, event: Event, failed: Failed) -> None:
         """Make a dead letter of an event: its stage failed on it, or no topic takes its result."""
+        self._dies(event, failed, self._routes.ends_at)
+        self._pass_by(event, dead=LETTERED)
+
+    def _dies(self, event: Event, failed: Failed, ended: Sequence[str]) -> None:
+        """Make a dead letter of an event, of which the sinks of these stages get nothing."""
         self._counts[event.partition // CLASS_STRIDE].dead_lettered += 1
         self._letters(event, event.records, failed)
-        self._end(event, "dead_lettered")
-        self._pass_by(event, dead=LETTERED)
+        self._complete(event, "dead_lettered", ended)
 
     def _give(self, event: Event, outcome: Done | Many) -> None:
         """Send on what the stage has given an event, all of it or nothing."""

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.connectors.sources import files
+from inferline_stream.connectors.sources import file_events, files
+from inferline_stream.connectors.sources.file_events import lines_of, rows_of
 from inferline_stream.connectors.sources.file_positions import FilePosition, FilePositions
-from inferline_stream.connectors.sources.files import Files, lines_of, rows_of
+from inferline_stream.connectors.sources.files import Files
 from inferline_stream.errors import InvalidFile, Unreachable
 
 
@@ -88,7 +89,7 @@ def test_a_row_that_is_no_csv_is_its_text_and_holds_up_no_other(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_a_line_that_is_too_long_is_an_event_that_cannot_be_sent_and_holds_up_no_other(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(files, "_LONGEST_LINE", 64)
+    monkeypatch.setattr(file_events, "_LONGEST_LINE", 64)
     file = tmp_path / name
     file.write_bytes(b'"x"\n1\n' + b"2" * 1000 + b"\n3\n")
     parts = list(files_of(file).read(FilePosition(name), whole=True))
@@ -434,7 +435,7 @@ async def test_an_archive_is_unpacked_a_few_times_however_much_it_holds(tmp_path
 
 
 async def test_lines_that_are_long_are_not_all_held_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_LONGEST_LINE", 64)
+    monkeypatch.setattr(files, "_BYTES_AT_ONCE", 64)
     folder, most = tmp_path / "in", 0
     folder.mkdir()
     (folder / "a.jsonl").write_text(f'"{"x" * 60}"\n' * 100)

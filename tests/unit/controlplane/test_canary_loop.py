@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -136,6 +137,15 @@ def test_the_next_controller_goes_on_with_a_version_or_back_where_its_time_is_ov
         assert (world.controller.versions.running is None) == (last == "canary_rolled_back")
 
     story()
+
+
+@in_world(steady(10.0))
+async def test_the_next_run_says_that_a_version_was_given_up_with_the_run_that_tried_it_out(world: World) -> None:
+    override, decider = trial(60.0, share=0.4, began_s=EPOCH_S), world.controller.decider
+    decider.found = replace(decider.found, overrides=Overrides({override.key: override}))
+    await world.until(lambda: "canary_rolled_back" in reasons(world), 10.0)
+    await asyncio.sleep(10.0)
+    assert reasons(world).count("canary_rolled_back") == 1
 
 
 @in_world(steady(10.0))

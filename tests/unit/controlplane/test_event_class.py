@@ -53,6 +53,17 @@ def test_it_is_done_when_the_slowest_first_stage_is_at_the_rate_of_the_last_minu
     assert (of.left, of.done_in_s) == (0, 0.0)
 
 
+def test_what_was_finished_before_anyone_looked_is_no_progress() -> None:
+    of = EventClass(SHAPE, {"a": 2, "b": 2, "join": 1}, 1, ARCHIVE)
+    of.look(0.0)
+    seen(1.0, (1000, 500), (900, -1), (900, 400), of)  # a partition that no dispatcher has begun with
+    seen(2.0, (1000, 500), (900, 400), (900, 400), of)
+    assert of.rate is None
+    seen(4.5, (1000, 500), (910, 410), (910, 410), of)
+    seen(5.0, (1000, 500), (915, 415), (915, 415), of)
+    assert of.rate == pytest.approx(10.0)
+
+
 def test_a_first_stage_waits_for_one_that_is_far_behind() -> None:
     of = EventClass(SHAPE, {"a": 1, "b": 1, "join": 1}, 1, ARCHIVE)
     seen(0.0, (100_000,), (MOST_AHEAD,), (0,), of)

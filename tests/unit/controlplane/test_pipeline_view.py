@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.pipeline_watch import Observer
+from inferline_stream.controlplane.records.control_records import Overrides
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.latency_histogram import LatencyHistogram
 from inferline_stream.observability.pipeline_state import StoredPlan
@@ -16,6 +19,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
+from inferline_stream.pipeline.version import kind_of_version
 from inferline_stream.planner.plan_document import PlanDocument
 from tests.unit.controlplane.test_fleet import a_context
 
@@ -154,3 +158,11 @@ def test_a_price_that_people_set_is_that_of_the_whole_device() -> None:
         **{"t4": 0.3, "t4-1of2": 0.15},
         **{"l4": 0.8048, "l4-1of2": 0.1, "l4-1of4": 0.2012},
     }
+
+
+def test_who_watches_counts_the_price_of_a_version_that_is_tried_out() -> None:
+    seen, unread = view(), cast("Any", None)
+    held = [ReplicaStatus("r1", "cpu", "ready"), ReplicaStatus("r2", kind_of_version("cpu", "5fa2"), "ready")]
+    seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=held), 1.0)
+    observer = Observer(seen, unread, unread, unread, unread, unread, Overrides(), {"a": {"cpu": 1}})
+    assert observer._state_at(1.0).cost_per_hour == pytest.approx(0.2)

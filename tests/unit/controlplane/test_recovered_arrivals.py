@@ -18,8 +18,11 @@ from inferline_stream.controlplane.observe.recovery import arrivals_between, rec
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
+from inferline_stream.dataplane.headers import REPLAY
+from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.records import Record
-from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, VERSION, Names
+from inferline_stream.pipeline.topology import Pipeline, Topic
 from inferline_stream.settings import Settings
 from tests.support.emulated_runs import one_stage
 from tests.support.virtual_time import run
@@ -137,6 +140,39 @@ def test_timestamps_that_are_read_late_make_no_burst_of_the_arrivals_that_are_wr
         assert times_s[-1] - times_s[0] == pytest.approx(2.0, abs=0.2)
 
     run(story())
+
+
+@pytest.mark.parametrize(("own_times", "counted_s"), [(None, [2, 1, 0]), ("made_at", [4, 2, 1, 0, 0])])
+async def test_what_waited_for_long_before_it_was_moved_to_its_class_is_no_burst(
+    own_times: str | None, counted_s: list[int]
+) -> None:
+    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
+    pipeline = Pipeline(
+        "p",
+        slo="500ms",
+        source=[Topic("posts", timestamp_header=own_times), Topic("premium", slo="200ms", header=("tier", "premium"))],
+        sink=Topic("out"),
+        stages=one_stage().stages,
+    )
+    context, version = PipelineContext(pipeline, kafka, Settings()), routes_of(pipeline, "a").version
+    async with SourceTimestamps(context, {context.source: 1, "premium": 1}) as stamps:
+        now_s = time.time()
+
+        def came(age_s: float, entered_s: float, *own: tuple[str, bytes]) -> None:
+            headers = [("tier", b"premium"), (EVENT_ID, b"1"), (ENTRY_TIME, b"%d" % (1e6 * (now_s - entered_s))), *own]
+            kafka.topics["premium"].append(
+                Record(None, b"1", headers, int(1e3 * (now_s - age_s)), "premium", 0, len(kafka.topics["premium"]))
+            )
+
+        moved = (VERSION, version)
+        came(300, 300, moved)
+        came(4, 50_000, moved)  # by a time at which retention lets it be read
+        came(1, 1, moved)
+        came(2, 300, (VERSION, b"4.another"))  # a result of another pipeline
+        came(300, 300, (REPLAY, b"1"))  # a dead letter that people send again
+        arrivals = await stamps.read(0.0)
+    assert [round(now_s - time_s) for time_s, _ in arrivals] == counted_s
+    assert stamps.counts == [0, len(counted_s)]
 
 
 async def test_what_came_out_counts_on_where_the_sinks_topic_is_created_again() -> None:

@@ -47,6 +47,7 @@ def test_groups_need_neither_source_nor_sink_nor_sample() -> None:
     [
         None,
         KedaScaler(),
+        KedaScaler("ml/enrich", tolerance=0),
         Deployment("enrich"),
         Deployment("ml/enrich.v2"),
         Command("docker compose up -d --scale enrich={replicas} enrich"),
@@ -65,6 +66,10 @@ def test_each_kind_of_workers_is_taken(workers: Any) -> None:
         ({"workers": Command('scale "enrich={replicas}')}, "is no command (No closing quotation)"),
         ({"workers": Deployment("ml/prod/enrich")}, 'write "name" or "namespace/name"'),
         ({"workers": Deployment("ml/Enrich")}, 'write "name" or "namespace/name"'),
+        ({"workers": KedaScaler("ml/prod/enrich")}, "KedaScaler 'ml/prod/enrich' names no Deployment; write"),
+        ({"workers": KedaScaler(3)}, "KedaScaler 3 names no Deployment"),
+        ({"workers": KedaScaler(tolerance=10)}, "tolerance 10 is no share; write 0.1 for 10%"),
+        ({"workers": KedaScaler(tolerance="0")}, "tolerance '0' is no share"),
         ({"workers": FaustApp("shop.app")}, 'write "module:attribute"'),
         ({"workers": KedaScaler}, "is none of Deployment(...), KedaScaler(), Command(...) and FaustApp(...)"),
         ({"service_time": "rate(x[1m])"}, 'is no query; write PromQL("http://prometheus:9090", "...")'),
@@ -100,6 +105,14 @@ def test_a_mistake_of_a_group_names_the_group_and_the_remedy(of_group: dict[str,
         ({"sample": Sample("a.csv", "e.jsonl")}, "leave sample out"),
         ({"on_expired": "drop"}, "on_expired 'drop' is of stages"),
         ({"enrich": {"group": "orders-v2"}}, "2 groups have the id 'orders-v2'"),
+        (
+            {"orders": {"workers": Deployment("ml/all")}, "enrich": {"workers": KedaScaler("ml/all")}},
+            "2 groups have workers in the Deployment 'ml/all', and each would set its replicas",
+        ),
+        (
+            {"orders": {"workers": Deployment("enrich")}, "enrich": {"workers": KedaScaler()}},
+            "2 groups have workers in the Deployment 'enrich'",
+        ),
         (
             {"enrich": {"after": []}},
             "its first groups read 2 topics ('enriched', 'orders'); declare a pipeline for each",

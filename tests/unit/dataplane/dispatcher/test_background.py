@@ -10,16 +10,16 @@ from inferline_stream.dataplane.dispatcher import join_bounds, session
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE
 from inferline_stream.dataplane.frames import Returned
-from inferline_stream.dataplane.headers import REASON
+from inferline_stream.dataplane.headers import ENDED_AT, REASON
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
 from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import EVENT_ID, PARENT
-from inferline_stream.pipeline.topology import Topic
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.settings import Settings
-from tests.unit.dataplane.dispatcher.doubles import KIND, PlayedSlot
+from tests.unit.dataplane.dispatcher.doubles import KIND, PlayedSlot, same
 from tests.unit.dataplane.dispatcher.test_intake_and_emitter import pipeline
 
 A, B = CLASS_STRIDE, 2 * CLASS_STRIDE
@@ -99,6 +99,32 @@ def test_an_event_with_the_header_of_a_class_enters_again_by_its_topic(
     ended = [each for of in slot.outgoing for (topic, _), sent in of.items() if topic == "p.completed" for each in sent]
     assert [(each.key, each.header(REASON)) for each in ended] == [(b"in/0/0", b"moved"), (b"in/0/2", b"moved")]
     assert (slot.report.counts.events, slot.report.counts.moved) == (2, 2)
+
+
+@pytest.mark.parametrize("limit_bytes", [None, 300])
+@pytest.mark.parametrize("entry", ["read", "look"])
+def test_no_join_hears_of_an_event_that_is_moved(entry: str, limit_bytes: int | None) -> None:
+    read, look = (Stage(name, same, hardware="cpu-1") for name in ("read", "look"))
+    join = Stage("join", same, after=[read, look], hardware="cpu-1")
+    alert = Stage("alert", same, after=[read], hardware="cpu-1", sink=Topic("alerts", codec="raw"))
+    moving = Pipeline(
+        "p",
+        slo="1s",
+        source=[Topic("in", codec="raw"), Topic("fast", codec="raw", slo="200ms", header=("tier", "premium"))],
+        sink=Topic("out", codec="raw"),
+        stages=[read, look, join, alert],
+    )
+    rules = None if limit_bytes is None else RecordRules({"fast": limit_bytes})
+    slot = PlayedSlot(stage=routes_of(moving, entry), rules=rules)
+    slot.begin()
+    slot.read({0: [Record(b"k", b"x" * 300, [("tier", b"premium")], WALL_MS, "in", 0, 0)]}, {})
+    slot.advance(1.0)
+    assert slot.entries[0][0] == 1
+    sent = [(topic, each) for of in slot.outgoing for (topic, _), records in of.items() for each in records]
+    to, reason = ("fast", b"moved") if limit_bytes is None else ("in.dlq", b"dead_lettered")
+    assert [topic for topic, _ in sent] == ([to, "p.completed"] if entry == "read" else [])
+    ends = [(each.header(REASON), each.header(ENDED_AT)) for topic, each in sent if topic == "p.completed"]
+    assert ends == [(reason, b"join,alert")] * (entry == "read")
 
 
 def test_an_event_that_is_old_enters_again_by_a_time_at_which_retention_lets_it_be_read() -> None:
