@@ -51,6 +51,11 @@ class Simulation:
         """The same as SLOs judge it, see `Workload.judged_quantile_s`."""
         return self.workload.judged_quantile_s(self.latency_s, share)
 
+    @property
+    def degraded(self) -> float:
+        """The largest share of any stage's visits that its fallback made."""
+        return max((s.degraded / s.arrivals for s in self.stages.values() if s.arrivals), default=0.0)
+
     def miss_rate(self, slo_s: float) -> float:
         """Share of the events that reach the sink later than the SLO of their class; 0 if none reaches it."""
         known = int(np.count_nonzero(~np.isnan(self.latency_s)))

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.tuner.demand import supplies
-from inferline_stream.tuner.odds import Levels, TrafficRecord, cheapest
+from inferline_stream.tuner.levels import Levels, cheapest
+from inferline_stream.tuner.odds import TrafficRecord
 from inferline_stream.tuner.plan_basis import Basis, held_per_hour
 
 
@@ -65,7 +66,7 @@ class RiskPoint:
         share: of the events that a late one is priced by; None of a multiple that is always held.
         reserve: multiple that is always held; None of a price.
         cost_per_hour: dollars per hour, in the mean.
-        late: share of the events that come beyond what is held.
+        late: share of the events that are late with what is held.
     """
 
     share: float | None
@@ -91,8 +92,7 @@ def frontier(levels: Levels, record: TrafficRecord, lead_s: float) -> tuple[Risk
     """
 
     def point(share: float | None, reserve: float | None, held: NDArray[np.intp]) -> RiskPoint:
-        beyond = np.maximum(record.came - levels.multiples[held], 0.0).mean() * record.rate / levels.rate
-        return RiskPoint(share, reserve, float(levels.cost_per_hour[held].mean()), float(beyond))
+        return RiskPoint(share, reserve, float(levels.cost_per_hour[held].mean()), levels.late_with(held, record.came))
 
     found = []
     for share in SHARES:

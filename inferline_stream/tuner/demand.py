@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from inferline_stream.pipeline.fallback import UNMET_S, UNMET_SHARE
 from inferline_stream.pipeline.units import count_of
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected_multiple
+from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected
+from inferline_stream.tuner.levels import LevelChoice, Levels, cheapest
 from inferline_stream.tuner.observation import Observation, StageObservation
-from inferline_stream.tuner.odds import ALIKE, LevelChoice, Levels, TrafficRecord, cheapest
+from inferline_stream.tuner.odds import ALIKE, TrafficRecord
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, burst_rate
 from inferline_stream.tuner.tuner_state import TunerState
@@ -41,8 +42,9 @@ class TrafficMultiple:
         outgrown: whether what arrived, without any forecast, was beyond the plan and the room that it leaves. Now and
             then the busiest windows of steady traffic exceed those of its sample.
         fallen: whether the rate has surely fallen from its recent peak.
-        expected: what is expected in the units of the record, forecasts included; `multiple` where there is none.
-        growth: how much more comes back at this time of the week, in the same units.
+        expected: what is usual or surely coming, in the unit of the record.
+        foreseen: what is usual or likely to come, in the same unit: what is more may be a leap.
+        growth: how much more comes back at this time of the week, in the same unit.
     """
 
     multiple: float
@@ -51,7 +53,8 @@ class TrafficMultiple:
     outgrown: bool
     fallen: bool
     expected: float
-    growth: float = 0.0
+    foreseen: float
+    growth: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +177,18 @@ def _recorded(
     """
     if int(seen.time_s) == state.chosen_s:
         return state
-    waiting = (*state.expected, (seen.time_s, traffic.expected, traffic.growth))
+    waiting = (*state.expected, (seen.time_s, traffic.expected, traffic.foreseen, traffic.growth))
     due = [moment for moment in waiting if moment[0] <= seen.time_s - lead_s]
     state = replace(state, expected=waiting[len(due) :])
     known_s = min(seen.watched_s, seen.time_s - state.woken_s)
     if not due or known_s < RATE_WINDOW_S:
         return state
-    (_, said, growth), came = due[-1], seen.arrival_rate / record.rate
-    if known_s >= PEAK_SPAN_S + lead_s and record.leapt(said + growth, came):
+    (_, said, foreseen, growth), came = due[-1], seen.arrival_rate / record.rate
+    if (
+        known_s >= PEAK_SPAN_S + lead_s
+        and record.leapt(foreseen + growth, came)
+        and came > record.alike(said, lead_s).max() + growth
+    ):
         state = replace(state, leapt_s=seen.time_s)
     if seen.time_s // record.every_s == state.chosen_s // record.every_s:
         return state
@@ -193,15 +200,19 @@ def _chosen(
 ) -> TunerState:
     """The state with the level that is cheapest now: chosen once a second, as the record knows moments of it.
 
-    It is chosen at once where more is expected than is alike: the largest of ten looks would always be news.
+    It is chosen at once where more is expected than is alike: the largest of ten looks would always be news. A lower
+    one is chosen once it were cheapest even for as much more: what comes and goes by less is not followed.
     """
     second, before, expected = int(seen.time_s), state.choice, traffic.expected
     if before is not None and second == state.chosen_s and expected + traffic.growth <= before.expected * (1 + ALIKE):
         return state
     if state.record is None or seen.watched_s < 1:
         return replace(state, chosen_s=second)
-    share = _late_share(state.basis, seen)
-    choice = cheapest(levels, state.record, expected, lead_s, share, growth=traffic.growth)
+    record, share, growth = state.record, _late_share(state.basis, seen), traffic.growth
+    choice = cheapest(levels, record, expected, lead_s, share, growth=growth)
+    if before is not None and choice.multiple < before.multiple:
+        alike = cheapest(levels, record, expected * (1 + ALIKE), lead_s, share, growth=growth).multiple
+        choice = replace(choice, multiple=max(choice.multiple, min(alike, before.multiple)))
     return replace(state, choice=choice, chosen_s=second)
 
 
@@ -236,12 +247,14 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | Non
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
     more = 0.0 if seen.calendar is None else seen.calendar.growth(lead_s)
     back = seen.calendar.present + more if seen.calendar is not None and more else 0.0
-    found = expected_multiple(burst, recent, lead_s, unit or carried_rate)
+    found = expected(recent, lead_s)
     fallen, outgrown = found.fallen_to < 1, burst > 1 + ABSORBED_SHARE
     if fallen:
         detail += f", and traffic has fallen to {found.fallen_to:.0%} of its peak since"
-    multiple, rate = burst * found.fallen_to, max(found.rate, back)
-    rest = outgrown, fallen, found.multiple, more / max(unit or carried_rate, 1e-9)
+    multiple, rate = burst * found.fallen_to, max(found.likely, back)
+    foreseen = max(found.usual, found.likely)
+    one = unit or max(carried_rate, 1e-9)
+    rest = outgrown, fallen, found.usual / one, foreseen / one, more / one
     if (unit is None or outgrown) and carried_rate > 0 and rate > multiple * carried_rate:
         of = f"at this time of the week within {lead_s:.1f} s" if rate == back else f"within {lead_s:.1f} s"
         rising = f"{rate:.1f}/s expected {of}, the plan carries {carried_rate:.1f}/s"

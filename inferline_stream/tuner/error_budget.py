@@ -16,6 +16,17 @@ LARGEST_RATIO = 0.9
 """A share of misses that can be reached: an alert at or above 1 would never fire."""
 
 
+def most_risked(objective: float) -> float:
+    """Return the largest share of events that may be late on purpose.
+
+    It is half of what the fast burn-rate alert fires at: what is risked deliberately never pages anybody.
+
+    Args:
+        objective: share of events that must meet the SLO.
+    """
+    return min(FAST_BURN * (1 - objective), LARGEST_RATIO) / 2
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorBudget:
     """Events of the SLO's window so far.
@@ -43,15 +54,14 @@ class ErrorBudget:
     def share(self, rate: float) -> float:
         """Share of the events to come that may be late, so that the objective holds for the whole window.
 
-        One event at least may be: what is spent cannot be bought back at any price. And no more than half of what the
-        fast burn-rate alert fires at: what is risked deliberately never pages anybody.
+        One event at least may be: what is spent cannot be bought back at any price. And no more than `most_risked`.
 
         Args:
             rate: at which they come, events per second.
         """
         to_come = max(rate * (self.window_s - self.passed_s), 1.0)
         allowed = (1 - self.objective) * (self.events + to_come) - self.late
-        return min(max(allowed, 1.0) / to_come, min(FAST_BURN * (1 - self.objective), LARGEST_RATIO) / 2)
+        return min(max(allowed, 1.0) / to_come, most_risked(self.objective))
 
 
 def left_in_words(left: float) -> str:

@@ -15,14 +15,14 @@ SHORTEST_TREND = 3
 """Seconds below which no line is fitted."""
 
 _CHANCES = {span: 2 * math.log(SPANS[-1] / span) for span in SPANS}
-"""What the square of the standard errors grows by at each span, see `rising_rate`."""
+"""What the square of the standard errors grows by at each span, see `rising_rates`."""
 
 _SQUARES = {span: span * (span * span - 1) / 12 for span in SPANS}
 """Σ (t − mean t)² over the seconds of each span."""
 
-SURE = 1.0
-"""Standard errors by which a rate or trend over the longest span is lowered: it is exceeded five times in six. What
-is left of noise is known from the sample, of which the same forecaster says as much."""
+LIKELY, SURE = 1.0, 3.0
+"""Standard errors by which a rate or trend over the longest span is lowered: it is exceeded five times in six, or 740
+in 741. What has outgrown its sample is likely to go on. Within the sample only a sure rise is more than usual."""
 
 MOST_GROWTH = 1.5
 """Most that a line may exceed the rate at its end by: no ramp is believed to go on for ever."""
@@ -47,37 +47,36 @@ such a fall at CV 1, and 6, 5 and 3 at CV 4."""
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is expected of traffic.
+    """What is expected of traffic within a lead.
 
     Args:
-        multiple: the larger of what arrived and of what the rate is rising to.
-        fallen_to: share of its recent peak that traffic has surely fallen to; 1 where that is not sure.
-        rate: that is expected within the lead, events per second; 0 where none is.
+        usual: the mean rate lately, or what it is surely rising to, events per second.
+        likely: the rate that it is likely to reach; 0 where nothing is known.
+        fallen_to: share of its recent peak that it has surely fallen to; 1 where that is not sure.
     """
 
-    multiple: float
+    usual: float
+    likely: float
     fallen_to: float
-    rate: float
 
 
-def expected_multiple(burst: float, recent: Sequence[int], lead_s: float, unit: float) -> Expected:
-    """What the seconds seen so far let expect, in multiples of a rate.
+def expected(recent: Sequence[int], lead_s: float) -> Expected:
+    """What the seconds seen so far let expect.
 
     Args:
-        burst: multiple that the envelope shows.
         recent: arrivals in each of the last seconds, oldest first.
         lead_s: how far ahead.
-        unit: events per second that count as 1.
     """
     share = fallen_to(recent)
     if share < 1:
-        burst, recent = burst * share, recent[-FALL_SPAN_S:]
-    rate = rising_rate(recent, lead_s)
-    return Expected(max(burst, rate / unit if unit > 0 else 0.0), share, rate)
+        recent = recent[-FALL_SPAN_S:]
+    mean = sum(recent) / len(recent) if recent else 0.0
+    likely, sure = rising_rates(recent, lead_s)
+    return Expected(max(mean, sure), likely, share)
 
 
-def rising_rate(recent: Sequence[int], lead_s: float) -> float:
-    """A rate that arrivals will likely reach within ``lead_s``, per second; 0 if nothing is known.
+def rising_rates(recent: Sequence[int], lead_s: float) -> tuple[float, float]:
+    """Rates that arrivals will likely and surely reach within ``lead_s``, per second; 0 if nothing is known.
 
     For each span the mean rate and the line of least squares through the seconds' counts are each lowered by some
     standard errors of their prediction; the largest of them all counts. Short spans have more chances to be wrong
@@ -91,15 +90,15 @@ def rising_rate(recent: Sequence[int], lead_s: float) -> float:
         lead_s: how far ahead.
     """
     if len(recent) < 2:
-        return 0.0
+        return 0.0, 0.0
     newest_first = recent[::-1]
     totals = list(itertools.accumulate(newest_first))
     if totals[-1] < LEAST_EVENTS:
-        return 0.0
+        return 0.0, 0.0
     moments = list(itertools.accumulate(map(operator.mul, newest_first, range(len(recent)))))
     dispersion = index_of_dispersion(recent)
     extent = max(lead_s / SPANS[-1], 1.0)
-    best = 0.0
+    likely = sure = 0.0
     for span in SPANS:
         if span > len(recent):
             break
@@ -107,9 +106,10 @@ def rising_rate(recent: Sequence[int], lead_s: float) -> float:
         if total < LEAST_EVENTS:
             continue
         mean, chances = total / span, _CHANCES[span]
-        if mean > best:
+        if mean > sure:
             error = math.sqrt(mean * dispersion / span)
-            best = max(best, mean - math.sqrt(SURE**2 + chances) * error)
+            likely = max(likely, mean - math.sqrt(LIKELY**2 + chances) * error)
+            sure = max(sure, mean - math.sqrt(SURE**2 + chances) * error)
         if span < SHORTEST_TREND:
             continue
         squares = _SQUARES[span]
@@ -118,10 +118,11 @@ def rising_rate(recent: Sequence[int], lead_s: float) -> float:
             continue
         ahead_s = span / 2 + lead_s
         reached = min(mean + slope * ahead_s, (mean + slope * span / 2) * MOST_GROWTH)
-        if reached > best:
+        if reached > sure:
             error = math.sqrt(mean * dispersion * (1 / span + ahead_s * ahead_s / squares))
-            best = max(best, reached - math.sqrt((SURE * extent) ** 2 + chances) * error)
-    return best
+            likely = max(likely, reached - math.sqrt((LIKELY * extent) ** 2 + chances) * error)
+            sure = max(sure, reached - math.sqrt((SURE * extent) ** 2 + chances) * error)
+    return likely, sure
 
 
 def fallen_to(recent: Sequence[int]) -> float:

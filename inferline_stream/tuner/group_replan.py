@@ -20,7 +20,6 @@ from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S, plan_groups
 from inferline_stream.tuner.group_policy import group_state
 from inferline_stream.tuner.plan_basis import Replicas
 from inferline_stream.tuner.staffing_table import surely_kept_up
-from inferline_stream.tuner.traffic import RATE_WINDOW_S
 from inferline_stream.tuner.tuner_state import TunerState
 
 RECENT_S = HOUR_S
@@ -98,12 +97,10 @@ def levelled(sample: Trace, objective: float) -> Trace:
         objective: share of the seconds that the rate is not above.
     """
     length_s = float(sample.arrivals_s[-1])
-    window, spans = int(RATE_WINDOW_S), max(1, round(length_s / LEVEL_S))
+    spans = max(1, round(length_s / LEVEL_S))
     if length_s < 2 * LEVEL_S:
         return sample
-    seconds = np.bincount(sample.arrivals_s.astype(np.int64), minlength=int(length_s))[: int(length_s)]
-    rates = np.convolve(seconds, np.full(window, 1 / window), mode="valid")
-    highest = surely_kept_up(float(np.quantile(rates, objective, method="higher")), sample, objective)
+    highest = surely_kept_up(sample, objective)
     edges_s = np.linspace(0.0, length_s, spans + 1)
     came = np.searchsorted(sample.arrivals_s, edges_s[1:], side="right")
     level_s = np.concatenate([[0.0], came]) / max(highest, sample.arrival_rate)

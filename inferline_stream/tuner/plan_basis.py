@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
 from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.hardware import Catalogue
@@ -17,7 +15,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.spot import Spot, is_spot
 from inferline_stream.pipeline.standing_by import StandsBy, standing_by
 from inferline_stream.tuner.group_changes import GroupBasis
-from inferline_stream.tuner.odds import Levels
+from inferline_stream.tuner.levels import Level, Levels, levels_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.traffic import burst_rate
@@ -141,7 +139,7 @@ class Basis:
     floor: Mapping[str, float] = field(init=False)
     """Supply by stage of the plan and of what is insured beyond it."""
     levels: Levels | None = field(init=False)
-    """What may be held, as the table of staffing has it; None without a table."""
+    """What may be held, as the table of staffing has it; None without a table and its record."""
     busiest_rate: float = field(init=False)
     """Largest rate of any window of the sample, lengthened by slack for events (`PolicySettings.burst_slack_share`)."""
     backlog_bound: Mapping[str, float] = field(init=False)
@@ -158,26 +156,24 @@ class Basis:
         object.__setattr__(self, "floor", insured(self.stages, self.arrival_rate, self.knobs.insurance))
         object.__setattr__(self, "levels", None if self.staffing is None else self._levels(self.staffing))
 
-    def _levels(self, table: Staffing) -> Levels:
+    def _levels(self, table: Staffing) -> Levels | None:
         """Each number of replicas in the table, and beyond it in proportion, by the most traffic that it is for."""
+        if table.record is None:
+            return None
         multiples = list(table.multiples)
         while multiples[-1] < MOST_TIMES:
             multiples.append(multiples[-1] * BEYOND)
-        costs: list[float] = []
-        carried: list[float] = []
-        before: list[int] = []
         # Where replicas cost nothing, as on a machine of one's own, they count instead.
         paid = any(kind.price_per_hour for stage in self.stages for kind in stage.kinds if kind.planned)
+        carried: dict[tuple[int, ...], float] = {}
         for multiple in multiples:
-            now = [stage.replicas_for(table.needed(stage.name, multiple)) for stage in self.stages]
-            if now != before:
-                costs.append(held_per_hour(self.stages, now) if paid else sum(now))
-                carried.append(multiple)
-            carried[-1], before = multiple, now
-        planned = [stage.planned for stage in self.stages]
-        cost = held_per_hour(self.stages, planned) if paid else sum(planned)
-        event_cost = cost / 3600 / max(self.arrival_rate, 1e-9)
-        return Levels(np.array(carried), np.array(costs), event_cost, self.arrival_rate)
+            carried[tuple(stage.replicas_for(table.needed(stage.name, multiple)) for stage in self.stages)] = multiple
+        found = [
+            Level(multiple, held_per_hour(self.stages, now) if paid else sum(now), table.late_share(multiple))
+            for now, multiple in carried.items()
+        ]
+        planned = next((i for i, level in enumerate(found) if level.multiple >= 1), len(found) - 1)
+        return levels_of(found, planned, table.record, self.objective)
 
     def planned(self) -> dict[str, dict[str, int]]:
         """The plan's replicas."""

@@ -8,14 +8,15 @@ the table that it gives is looked up at each step.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
 
-from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.simulation import Simulation, simulate
 from inferline_stream.pipeline.fallback import UNMET_SHARE
 from inferline_stream.pipeline.group_profile import Sharing, owned_queues
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -23,6 +24,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.tuner.forecast import index_of_dispersion
+from inferline_stream.tuner.late_shares import LateShares, late_shares, without_waiting
 from inferline_stream.tuner.mixture import mixture
 from inferline_stream.tuner.odds import TrafficRecord, record_of
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -54,12 +56,15 @@ class Staffing:
         carried_rate: events per second that the plan carries: the mean of the stretch that was simulated or, if that is
             more, the highest rate that the sample kept up for all but the seconds that may be late.
         record: of the sample, what was expected and what came; None where it is too short for one.
+        late: by multiple, what share of the events is late with its replicas; of equal ones the last has it. Where
+            nothing is known, replicas serve what they carry and no event more.
     """
 
     multiples: tuple[float, ...]
     supply: Mapping[str, tuple[float, ...]]
     carried_rate: float
     record: TrafficRecord | None = None
+    late: Mapping[float, LateShares] = field(default_factory=dict)
 
     def needed(self, stage: str, multiple: float) -> float:
         """Supply for a multiple of the traffic; beyond the table in proportion."""
@@ -68,6 +73,15 @@ class Staffing:
         if multiple > last:
             return row[-1] * multiple / last
         return row[bisect.bisect_left(self.multiples, multiple * (1 - 1e-9))]
+
+    def late_share(self, multiple: float) -> LateShares:
+        """What share is late with replicas for at most this multiple; beyond the table in proportion to the last."""
+        if multiple in self.late:
+            return self.late[multiple]
+        if not self.late or multiple < self.multiples[-1]:
+            return without_waiting(multiple)
+        last = self.late[self.multiples[-1]]
+        return LateShares(last.rates * multiple / self.multiples[-1], last.shares)
 
 
 def staffing(
@@ -122,22 +136,29 @@ def staffing(
         measured.profiles[name, a.hardware].start_up_s for name in shape.stages for a in plan.allocations[name]
     )
     lead_s = start_up_s + PolicySettings().reaction_s
-    record = record_of(known, plan.envelope, plan.slo_s, lead_s, objective)
-    kept_up = 0.0 if record is None else surely_kept_up(record.rate, known, objective)
-    return Staffing(tuple(multiples), supply, max(stretch.arrival_rate, kept_up), record)
+    record = record_of(known, stretch.arrival_rate, lead_s, objective)
+    if record is None:
+        return Staffing(tuple(multiples), supply, stretch.arrival_rate)
+    more = dict(itertools.pairwise(multiples))
+    last = [multiple for multiple in multiples if multiple not in more or found[more[multiple]] != found[multiple]]
+    late = {multiple: search.late(stretch, multiple, found[multiple]) for multiple in last}
+    carried_rate = max(stretch.arrival_rate, surely_kept_up(known, objective))
+    return Staffing(tuple(multiples), supply, carried_rate, record, late)
 
 
-def surely_kept_up(rate: float, sample: Trace, objective: float) -> float:
-    """Return what is left of a quantile of the rates of a few seconds without what it has by chance.
+def surely_kept_up(sample: Trace, objective: float) -> float:
+    """Return the rate of a few seconds that a sample is not above for a share of them, without what it has by chance.
 
     Args:
-        rate: that quantile, at the objective; see `TrafficRecord.rate`.
-        sample: that it was read off.
-        objective: share of events that must meet the SLO.
+        sample: of more than a few seconds.
+        objective: that share.
     """
-    seconds = np.bincount(sample.arrivals_s.astype(np.int64)).tolist()
-    by_chance = NormalDist().inv_cdf(objective) * math.sqrt(rate * index_of_dispersion(seconds) / RATE_WINDOW_S)
-    return rate - by_chance
+    length, window = int(sample.arrivals_s[-1]), int(RATE_WINDOW_S)
+    seconds = np.bincount(sample.arrivals_s.astype(np.int64), minlength=length)[:length]
+    rates = np.convolve(seconds, np.full(window, 1 / window), mode="valid")
+    rate = float(np.quantile(rates, objective, method="higher"))
+    dispersion = index_of_dispersion(seconds.tolist())
+    return rate - NormalDist().inv_cdf(objective) * math.sqrt(rate * dispersion / RATE_WINDOW_S)
 
 
 class StaffingSearch:
@@ -262,7 +283,18 @@ class StaffingSearch:
 
     def quantile_s(self, sample: Trace, replicas: Mapping[str, int], objective: float) -> float:
         """The latency within which that share of the sample's events stays."""
-        found = simulate(
+        found = self._simulated(sample, replicas)
+        # More than that of the fallback is demand that is not met, as the policy sees it.
+        return math.inf if found.degraded > UNMET_SHARE else found.judged_quantile_s(objective)
+
+    def late(self, sample: Trace, multiple: float, replicas: Mapping[str, int]) -> LateShares:
+        """What share is late with replicas that carry a multiple of the sample."""
+        loads = {name: load for name, load in self._load.items() if load}
+        served = min((replicas[name] * self.throughput[name] / load for name, load in loads.items()), default=math.inf)
+        return late_shares(sample, multiple, served, self._plan.slo_s, lambda trace: self._simulated(trace, replicas))
+
+    def _simulated(self, sample: Trace, replicas: Mapping[str, int]) -> Simulation:
+        return simulate(
             self._shape,
             {name: self._mixed(name, count) for name, count in replicas.items()},
             self._measured,
@@ -273,9 +305,6 @@ class StaffingSearch:
             partitions=owned_queues(self._sharing, replicas),
             seed=self._seed,
         )
-        # More than that of the fallback is demand that is not met, as the policy sees it.
-        degraded = max((s.degraded / s.arrivals for s in found.stages.values() if s.arrivals), default=0.0)
-        return math.inf if degraded > UNMET_SHARE else found.judged_quantile_s(objective)
 
     def _mixed(self, name: str, replicas: int) -> tuple[Allocation, ...]:
         """That many replicas in the plan's mixture of kinds."""

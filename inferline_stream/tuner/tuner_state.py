@@ -11,7 +11,8 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.group_changes import GroupMemory
-from inferline_stream.tuner.odds import LevelChoice, TrafficRecord
+from inferline_stream.tuner.levels import LevelChoice
+from inferline_stream.tuner.odds import TrafficRecord
 from inferline_stream.tuner.plan_basis import Basis, Replicas, basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -31,8 +32,8 @@ class TunerState:
         outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
         leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leap_memory_s`.
         record: what came of what was expected, in the sample and since; None without a table of staffing.
-        expected: the moments of which it is not known yet what comes: when, what was expected, and how much more the
-            calendar expected; both in the record's units.
+        expected: the moments of which it is not known yet what comes: when, what was expected, the most that was
+            foreseen, and how much more the calendar expected; all in the record's unit.
         choice: the level chosen last; None before the first.
         chosen_s: the second it was chosen in.
         reported: conditions that were reported, and when each was last seen.
@@ -53,7 +54,7 @@ class TunerState:
     outgrown_s: float = -math.inf
     leapt_s: float = -math.inf
     record: TrafficRecord | None = None
-    expected: tuple[tuple[float, float, float], ...] = ()
+    expected: tuple[tuple[float, float, float, float], ...] = ()
     choice: LevelChoice | None = None
     chosen_s: int = -1
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)

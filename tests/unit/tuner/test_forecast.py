@@ -10,7 +10,7 @@ import pytest
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands, traffic_of
-from inferline_stream.tuner.forecast import SPANS, expected_multiple, index_of_dispersion, rising_rate
+from inferline_stream.tuner.forecast import LIKELY, SPANS, SURE, expected, index_of_dispersion, rising_rates
 from inferline_stream.tuner.observation import Supply
 from inferline_stream.tuner.policy_settings import PolicySettings
 from tests.unit.tuner.plans import seen, state
@@ -20,21 +20,39 @@ RISING = [100 + second // 2 for second in range(30)]
 errors."""
 
 
-def expected(lead_s: float) -> float:
-    return rising_rate(RISING, lead_s)
+def likely(lead_s: float) -> float:
+    return rising_rates(RISING, lead_s)[0]
 
 
 def test_a_line_counts_for_what_it_reaches_within_the_lead():
     level = sum(RISING) / 30
-    assert expected(5.0) > level + 0.25 * (15 + 5)
-    assert expected(25.0) > expected(5.0)
+    assert likely(5.0) > level + 0.25 * (15 + 5)
+    assert likely(25.0) > likely(5.0)
 
 
 def test_a_line_of_two_standard_errors_is_not_drawn_on_for_three_times_as_long_as_it_was_seen():
-    assert expected(90.0) < RISING[-1]
+    assert likely(90.0) < RISING[-1]
 
 
-def by_regression(counts: list[int], lead_s: float) -> float:
+def test_what_is_usual_is_the_mean_until_a_rise_is_sure():
+    """A slope of 2.3 standard errors is likely and not sure; one of ten times as many is."""
+    found = expected(RISING, 5.0)
+    assert found.usual == sum(RISING) / 30 < found.likely
+    steep = [100 + 5 * second for second in range(30)]
+    assert steep[-1] < expected(steep, 5.0).usual < expected(steep, 5.0).likely
+
+
+def test_what_is_usual_is_of_the_last_ten_seconds_once_traffic_has_surely_fallen():
+    assert expected([100] * 20 + [20] * 10, 5.0).usual == 20.0
+
+
+@pytest.mark.parametrize("recent", [(), (7,), (0,) * 30, (1,) * 30])
+def test_of_few_events_the_mean_is_what_is_expected(recent: tuple[int, ...]) -> None:
+    found = expected(recent, 5.0)
+    assert (found.usual, found.likely, found.fallen_to) == (max(recent, default=0), 0.0, 1.0)
+
+
+def by_regression(counts: list[int], lead_s: float, sure: float) -> float:
     """The largest lower bound of means and lines, by numpy's least squares."""
     dispersion = max(1.0, float(np.mean(np.diff(counts) ** 2)) / 2 / float(np.mean(counts)))
     found = [0.0]
@@ -44,7 +62,7 @@ def by_regression(counts: list[int], lead_s: float) -> float:
             continue
         chances = 2 * math.log(30 / span)
         variance = last.mean() * dispersion
-        found.append(last.mean() - math.sqrt(1 + chances) * math.sqrt(variance / span))
+        found.append(last.mean() - math.sqrt(sure**2 + chances) * math.sqrt(variance / span))
         if span < 3:
             continue
         middles = np.arange(span) - span + 0.5
@@ -55,7 +73,7 @@ def by_regression(counts: list[int], lead_s: float) -> float:
         ahead = lead_s + span / 2
         error = math.sqrt(variance * (1 / span + ahead**2 / float(np.sum((middles - middles.mean()) ** 2))))
         reached = min(now + slope * lead_s, 1.5 * now)
-        found.append(reached - math.sqrt(further**2 + chances) * error)
+        found.append(reached - math.sqrt((sure * further) ** 2 + chances) * error)
     return max(found)
 
 
@@ -67,11 +85,11 @@ def test_it_is_the_largest_of_what_means_and_lines_surely_reach(seed):
     rates = np.maximum(level + slope * np.maximum(np.arange(seconds) - seconds + rng.integers(1, 31), 0), 1.0)
     counts = rng.poisson(rates).tolist()
     lead_s = float(rng.choice([1.0, 6.0, 45.0]))
-    found = rising_rate(counts, lead_s)
+    found = rising_rates(counts, lead_s)
     if sum(counts) < 100:
-        assert found == 0.0
+        assert found == (0.0, 0.0)
     else:
-        assert found == pytest.approx(by_regression(counts, lead_s))
+        assert found == pytest.approx([by_regression(counts, lead_s, sure) for sure in (LIKELY, SURE)])
 
 
 def test_dispersion_is_of_neighbours_and_at_least_that_of_a_poisson_stream():
@@ -87,7 +105,7 @@ def test_the_lead_is_the_longest_start_up_time_as_measured_lately_and_the_time_t
     slower = {"x": Supply(2, start_up_s=9.0)}
     stages = {**observed.stages, "b": replace(observed.stages["b"], supply=slower)}
     for now, lead_s in ((observed, 3.0), (replace(observed, stages=stages), 10.0)):
-        rate = rising_rate(rising, lead_s)
+        rate, _ = rising_rates(rising, lead_s)
         found = demands(state(PolicySettings(insurance=(), beginning_s=0.0)), now)[1]["a"]
         assert found.detail == f"{rate:.1f}/s expected within {lead_s} s, the plan carries 100.0/s"
         assert found.needed == pytest.approx(rate + 100 * (rate / 100.0) ** 0.5)
@@ -111,9 +129,3 @@ def test_seconds_before_arrivals_were_watched_are_no_zeros():
 def test_a_plan_for_no_traffic_at_all_expects_nothing():
     basis = replace(state().basis, arrival_rate=0.0)
     assert traffic_of(basis, seen(60.0, recent=(120,) * 30, watched_s=60.0), 3.0).reason is Reason.ENVELOPE_EXCEEDED
-
-
-def test_a_rise_counts_in_multiples_of_a_rate_below_one_event_a_second_too():
-    found = expected_multiple(0.0, range(1, 31), 1.0, 0.5)
-    assert found.rate > 29
-    assert found.multiple == found.rate / 0.5

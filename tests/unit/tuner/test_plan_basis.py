@@ -15,6 +15,7 @@ from inferline_stream.tuner.plan_basis import StageBasis, basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 from tests.unit.tuner.plans import CATALOGUE, measured, plan
+from tests.unit.tuner.test_odds import record
 
 
 def test_a_basis_has_the_plans_replicas_throughputs_and_utilizations():
@@ -83,7 +84,9 @@ def test_settings_are_the_policys():
 
 def test_levels_pay_the_whole_of_a_device_that_replicas_of_several_stages_share():
     """2, 5 and 10 halves at $1/h are on 1, 3 and 5 devices."""
-    table = Staffing((0.5, 1.0, 20.0), {"a": (100.0, 200.0, 400.0), "b": (50.0, 150.0, 300.0)}, 100.0)
+    table = Staffing(
+        (0.5, 1.0, 20.0), {"a": (100.0, 200.0, 400.0), "b": (50.0, 150.0, 300.0)}, 100.0, record([(1.0, 1.0)])
+    )
     half = Hardware("x", 1.0, gpus=1 / 2, gpu_model="Tesla T4")
     levels = basis_of(plan(), measured(), {"x": half}, staffing=table).levels
     assert levels is not None
@@ -93,7 +96,9 @@ def test_levels_pay_the_whole_of_a_device_that_replicas_of_several_stages_share(
 
 def test_replicas_that_cost_nothing_count_only_where_none_costs_anything():
     """At half and at the whole of the planned rate: one and two replicas of a stage, one and three of the other."""
-    table = Staffing((0.5, 1.0, 20.0), {"a": (100.0, 200.0, 200.0), "b": (50.0, 150.0, 150.0)}, 100.0)
+    table = Staffing(
+        (0.5, 1.0, 20.0), {"a": (100.0, 200.0, 200.0), "b": (50.0, 150.0, 150.0)}, 100.0, record([(1.0, 1.0)])
+    )
     profiles = {**measured().profiles, ("b", "y"): replace(measured().profiles["b", "x"], hardware="y")}
     mixed = replace(plan(), allocations={**plan().allocations, "b": (Allocation("y", 1, 3),)})
     for price, costs in ((1.0, [1.0, 2.0]), (0.0, [2.0, 5.0])):

@@ -1,0 +1,195 @@
+"""Numbers of replicas, and which of them is cheapest by odds and price. `docs/explanation/reserve.md` derives it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.estimator.kernels import Floats
+from inferline_stream.tuner.error_budget import most_risked
+from inferline_stream.tuner.late_shares import RATES, LateShares
+from inferline_stream.tuner.odds import TrafficRecord
+
+_STEP = math.log(RATES[1] / RATES[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Dollars of a late event, as the plan shows them by what it does not do.
+
+    Args:
+        least: at which no fewer replicas would have been cheaper for the sample.
+        most: at which no more would have been.
+        late: of the sample with the plan, as a share of its events: it is not asked to do better.
+        objective: share of events that must meet the SLO.
+    """
+
+    least: float
+    most: float
+    late: float
+    objective: float
+
+    def allowed(self, share: float) -> float:
+        """Of an event that may be late: in the middle of the two, and the dearer the smaller the share left."""
+        return min(max(math.sqrt(self.least * self.most) * (1 - self.objective) / share, self.least), self.most)
+
+    def beyond(self, share: float) -> float:
+        """Of one beyond what is risked on purpose."""
+        times = min((1 - self.objective) / share, most_risked(self.objective) / (1 - self.objective))
+        return self.most * max(times, 1.0)
+
+    def of(self, late: Floats, share: float) -> Floats:
+        """Dollars of so many late events, as shares of the planned ones, per planned event."""
+        within = np.minimum(late, max(most_risked(self.objective), self.late))
+        return self.allowed(share) * within + self.beyond(share) * (late - within)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A number of replicas.
+
+    Args:
+        multiple: most that it carries, of the sample's traffic.
+        cost_per_hour: dollars.
+        late: what share of the events is late with it.
+    """
+
+    multiple: float
+    cost_per_hour: float
+    late: LateShares
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Levels:
+    """Numbers of replicas, each with what it carries, costs and makes late.
+
+    Args:
+        multiples: ascending, of the sample's traffic.
+        cost_per_hour: dollars of each.
+        late: (levels, `RATES`): events late at each rate, as shares of the planned ones.
+        rate: planned events per second, of which all these are multiples.
+        event_cost: dollars that the plan costs for each.
+        price: of a late one.
+    """
+
+    multiples: Floats
+    cost_per_hour: Floats
+    late: Floats
+    rate: float
+    event_cost: float
+    price: Price
+
+    def late_share(self, came: Floats) -> Floats:
+        """Events that are late with each level, as shares of the planned ones, where such rates come."""
+        return self.late @ (np.bincount(_nearest(came), minlength=RATES.size) / came.size)
+
+    def shown(self, planned: int, came: Floats) -> Price:
+        """The price that a plan shows.
+
+        One replica fewer would have saved dollars and made more events late. The planner kept it: a late event is worth
+        at least their ratio. One replica more would have cost dollars and made fewer late. The planner left it out.
+
+        Args:
+            planned: which level is the plan's.
+            came: rates of its sample.
+        """
+        late = self.late_share(came)
+        dollars, more = (self.cost_per_hour[planned] - self.cost_per_hour) / (3600 * self.rate), late - late[planned]
+        fewer, others = np.flatnonzero(more[:planned] > 0), planned + np.flatnonzero(more[planned:] < 0)
+        least = max([self.price.least, *(dollars[fewer] / more[fewer]).tolist()])
+        most = min([self.price.most, *(dollars[others] / more[others]).tolist()])
+        return replace(self.price, least=least, most=max(least, most), late=float(late[planned]))
+
+    def late_with(self, held: NDArray[np.intp], came: Floats) -> float:
+        """Events that are late where each rate comes while that level is held, as a share of all that come."""
+        return float(self.late[held, _nearest(came)].sum() / came.sum())
+
+
+def levels_of(found: Sequence[Level], planned: int, record: TrafficRecord, objective: float) -> Levels:
+    """Levels with the price that the plan among them shows on the record of its sample.
+
+    Args:
+        found: ascending.
+        planned: which of them is the plan's.
+        record: of the sample.
+        objective: share of events that must meet the SLO.
+    """
+    event_cost = found[planned].cost_per_hour / (3600 * record.rate)
+    levels = Levels(
+        np.array([level.multiple for level in found]),
+        np.array([level.cost_per_hour for level in found]),
+        np.array([level.late.at(RATES) * RATES for level in found]),
+        record.rate,
+        event_cost,
+        # To serve none must not be cheaper. And the plan's whole cost buys the right to what may be late, so that no
+        # late event can be worth more.
+        Price(event_cost, event_cost / (1 - objective), 0.0, objective),
+    )
+    return replace(levels, price=levels.shown(planned, record.came))
+
+
+@dataclass(frozen=True, slots=True)
+class LevelChoice:
+    """A level, and what was weighed.
+
+    Args:
+        multiple: what it carries, of the planned traffic.
+        expected: what it was chosen for.
+        late: share of the planned events that would be late with it.
+        share: of the events to come that may be late.
+        price: dollars of one that may be.
+        lead_s: from asking for a replica to its working.
+        growth: how much more comes back at this time of the week.
+    """
+
+    multiple: float
+    expected: float
+    late: float
+    share: float
+    price: float
+    lead_s: float
+    growth: float
+    words: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        back = f", {self.growth:.2f} of them come back at this time of the week" if self.growth else ""
+        words = (
+            f"{self.expected:.2f} times the planned traffic expected within {self.lead_s:.1f} s{back}; of what came "
+            f"after moments like this one {self.late:.2%} is late with replicas for {self.multiple:.2f} times it, at "
+            f"${self.price:.2g} each, as {self.share:.2%} of the events to come in the SLO's window may be late: more "
+            f"replicas cost more than they save"
+        )
+        object.__setattr__(self, "words", words)
+
+
+def cheapest(
+    levels: Levels, record: TrafficRecord, expected: float, lead_s: float, share: float, *, growth: float = 0.0
+) -> LevelChoice:
+    """The level whose replicas, and late events at their odds and price, cost least together.
+
+    Args:
+        levels: to choose from.
+        record: of what came after moments like this one.
+        expected: now, in the record's unit.
+        lead_s: from asking for a replica to its working.
+        share: of the events to come that may be late.
+        growth: how much more comes back at this time of the week (`tuner.calendar`), in the record's unit.
+    """
+    came = record.alike(expected, lead_s)
+    if growth:
+        came = np.maximum(came, expected + growth)
+    late = levels.late_share(came)
+    best = int(np.argmin(levels.cost_per_hour + 3600 * levels.rate * levels.price.of(late, share)))
+    carried, price = float(levels.multiples[best]), levels.price.allowed(share)
+    return LevelChoice(carried, expected + growth, float(late[best]), share, price, lead_s, growth)
+
+
+def _nearest(rates: Floats) -> NDArray[np.intp]:
+    """Which of `RATES` is nearest to each rate."""
+    steps = np.log(np.maximum(rates, RATES[0]) / RATES[0]) / _STEP
+    nearest: NDArray[np.intp] = np.minimum(np.rint(steps), RATES.size - 1).astype(np.intp)
+    return nearest
