@@ -200,19 +200,15 @@ def _chosen(
 ) -> TunerState:
     """The state with the level that is cheapest now: chosen once a second, as the record knows moments of it.
 
-    It is chosen at once where more is expected than is alike: the largest of ten looks would always be news. A lower
-    one is chosen once it were cheapest even for as much more: what comes and goes by less is not followed.
+    It is chosen at once where more is expected than is alike: the largest of ten looks would always be news.
     """
     second, before, expected = int(seen.time_s), state.choice, traffic.expected
     if before is not None and second == state.chosen_s and expected + traffic.growth <= before.expected * (1 + ALIKE):
         return state
     if state.record is None or seen.watched_s < 1:
         return replace(state, chosen_s=second)
-    record, share, growth = state.record, _late_share(state.basis, seen), traffic.growth
-    choice = cheapest(levels, record, expected, lead_s, share, growth=growth)
-    if before is not None and choice.multiple < before.multiple:
-        alike = cheapest(levels, record, expected * (1 + ALIKE), lead_s, share, growth=growth).multiple
-        choice = replace(choice, multiple=max(choice.multiple, min(alike, before.multiple)))
+    share, held = _late_share(state.basis, seen), 0.0 if before is None else before.multiple
+    choice = cheapest(levels, state.record, expected, lead_s, share, growth=traffic.growth, held=held)
     return replace(state, choice=choice, chosen_s=second)
 
 

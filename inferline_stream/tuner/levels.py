@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.tuner.error_budget import most_risked
 from inferline_stream.tuner.late_shares import RATES, LateShares
-from inferline_stream.tuner.odds import TrafficRecord
+from inferline_stream.tuner.odds import ALIKE, TrafficRecord
 
 _STEP = math.log(RATES[1] / RATES[0])
 
@@ -72,15 +72,13 @@ class Levels:
         cost_per_hour: dollars of each.
         late: (levels, `RATES`): events late at each rate, as shares of the planned ones.
         rate: planned events per second, of which all these are multiples.
-        event_cost: dollars that the plan costs for each.
-        price: of a late one.
+        price: of a late event.
     """
 
     multiples: Floats
     cost_per_hour: Floats
     late: Floats
     rate: float
-    event_cost: float
     price: Price
 
     def late_share(self, came: Floats) -> Floats:
@@ -124,7 +122,6 @@ def levels_of(found: Sequence[Level], planned: int, record: TrafficRecord, objec
         np.array([level.cost_per_hour for level in found]),
         np.array([level.late.at(RATES) * RATES for level in found]),
         record.rate,
-        event_cost,
         # To serve none must not be cheaper. And the plan's whole cost buys the right to what may be late, so that no
         # late event can be worth more.
         Price(event_cost, event_cost / (1 - objective), 0.0, objective),
@@ -167,7 +164,14 @@ class LevelChoice:
 
 
 def cheapest(
-    levels: Levels, record: TrafficRecord, expected: float, lead_s: float, share: float, *, growth: float = 0.0
+    levels: Levels,
+    record: TrafficRecord,
+    expected: float,
+    lead_s: float,
+    share: float,
+    *,
+    growth: float = 0.0,
+    held: float = 0.0,
 ) -> LevelChoice:
     """The level whose replicas, and late events at their odds and price, cost least together.
 
@@ -178,14 +182,20 @@ def cheapest(
         lead_s: from asking for a replica to its working.
         share: of the events to come that may be late.
         growth: how much more comes back at this time of the week (`tuner.calendar`), in the record's unit.
+        held: the level now. A lower one is chosen once it were cheapest even if as much more were expected as is alike.
     """
-    came = record.alike(expected, lead_s)
-    if growth:
-        came = np.maximum(came, expected + growth)
-    late = levels.late_share(came)
-    best = int(np.argmin(levels.cost_per_hour + 3600 * levels.rate * levels.price.of(late, share)))
-    carried, price = float(levels.multiples[best]), levels.price.allowed(share)
-    return LevelChoice(carried, expected + growth, float(late[best]), share, price, lead_s, growth)
+
+    def found(expected: float) -> tuple[int, Floats]:
+        came = record.alike(expected, lead_s)
+        late = levels.late_share(np.maximum(came, expected + growth) if growth else came)
+        return int(np.argmin(levels.cost_per_hour + 3600 * levels.rate * levels.price.of(late, share))), late
+
+    best, late = found(expected)
+    if levels.multiples[best] < held:
+        now = int(np.searchsorted(levels.multiples, held))
+        best = max(best, min(found(expected * (1 + ALIKE))[0], now))
+    multiple, price = float(levels.multiples[best]), levels.price.allowed(share)
+    return LevelChoice(multiple, expected + growth, float(late[best]), share, price, lead_s, growth)
 
 
 def _nearest(rates: Floats) -> NDArray[np.intp]:

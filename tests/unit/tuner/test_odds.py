@@ -28,7 +28,7 @@ EVENT = 4 / 3600 / 100
 def levels(multiples: list[float], costs: list[float], price: Price) -> Levels:
     """Replicas that serve what they carry and not an event more."""
     late = [without_waiting(multiple).at(RATES) * RATES for multiple in multiples]
-    return Levels(np.array(multiples), np.array(costs), np.array(late), 100.0, EVENT, price)
+    return Levels(np.array(multiples), np.array(costs), np.array(late), 100.0, price)
 
 
 LEVELS = levels([0.5, 1.0, 1.5, 2.0], [2.0, 4.0, 6.0, 8.0], Price(EVENT, 10_000 * EVENT, 0.0, 0.99))

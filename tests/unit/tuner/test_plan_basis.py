@@ -91,7 +91,7 @@ def test_levels_pay_the_whole_of_a_device_that_replicas_of_several_stages_share(
     levels = basis_of(plan(), measured(), {"x": half}, staffing=table).levels
     assert levels is not None
     assert (levels.multiples.tolist(), levels.cost_per_hour.tolist()) == ([0.5, 1.0, 20.0], [2.0, 6.0, 10.0])
-    assert levels.event_cost == pytest.approx(6.0 / 3600 / 100.0)
+    assert levels.price.most == pytest.approx(6.0 / 3600 / 100.0 / 0.01)
 
 
 def test_replicas_that_cost_nothing_count_only_where_none_costs_anything():
