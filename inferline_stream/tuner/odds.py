@@ -19,7 +19,7 @@ from inferline_stream.tuner.forecast import expected, index_of_dispersion
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S
 
-FUTURES = 10
+FUTURES = 5
 """Independent moments that are looked at, at least: fewer would show no odds at all. Those within one lead share what
 comes of them, and those within `PEAK_SPAN_S` what was expected."""
 

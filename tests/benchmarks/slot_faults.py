@@ -227,8 +227,8 @@ FAULTS = (
     Fault(
         "an event that fails leaves no letter",
         "emitter.py",
-        "        self._letters(event, event.records, failed)\n        self._end(event",
-        "        self._end(event",
+        "        self._letters(event, event.records, failed)\n        self._complete(event",
+        "        self._complete(event",
     ),
     Fault(
         "added partitions are not owned",

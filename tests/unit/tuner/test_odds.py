@@ -94,7 +94,7 @@ def test_what_is_left_of_the_window_prices_late_events(left, level):
 
 
 def test_moments_that_share_one_past_or_one_future_are_no_odds():
-    """Of 400 moments like this one none leapt, of others each tenth did: 400 s hold ten of 35 s, and four of 120 s."""
+    """Of 400 moments like this one none leapt, of others each tenth did: 400 s hold eleven of 35 s, three of 120 s."""
     known = record([(0.5, 0.5)] * 400 + [(1.0, 1.5 if i % 10 == 0 else 1.0) for i in range(900)])
     assert cheapest(LEVELS, known, 0.5, 5.0, 0.01).multiple == 0.5
     assert cheapest(LEVELS, known, 0.5, 90.0, 0.01).multiple == 1.5
