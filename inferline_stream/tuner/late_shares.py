@@ -24,8 +24,8 @@ SPEEDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1
 MOST_RATES = 50
 """Rates that the windows of one simulation are sorted into."""
 
-ALIKE = 0.03
-"""Relative difference up to which two rates tell of each other; the speeds are at most twice as far apart."""
+NEAR = 0.03
+"""Relative difference up to which shares at other speeds count for a rate; further from all of them it is between."""
 
 RATES: Floats = np.geomspace(0.05, 41.0, 340)
 """Multiples of a rate that shares are looked up at: 2 % apart."""
@@ -49,7 +49,7 @@ class LateShares:
 
 
 def without_waiting(carried: float) -> LateShares:
-    """Late shares of replicas that serve a rate and not an event more, in multiples of whatever."""
+    """Late shares of replicas that serve a rate and not an event more; of any unit."""
     return LateShares(RATES, np.maximum(1 - carried / RATES, 0.0))
 
 
@@ -92,10 +92,10 @@ def late_shares(
 
 
 def _near(rates: Floats, shares: Floats, events: Floats) -> tuple[Floats, Floats]:
-    """Rates at even distances, and the mean share of the events that came at rates `ALIKE`."""
+    """Rates at even distances, and the mean share of the events that came at rates near each."""
     known = np.log(rates)
-    at = np.arange(known.min(), known.max() + ALIKE, ALIKE)
-    near = np.maximum(1 - np.abs(at[:, None] - known) / ALIKE, 0.0) * events
+    at = np.arange(known.min(), known.max() + NEAR, NEAR)
+    near = np.maximum(1 - np.abs(at[:, None] - known) / NEAR, 0.0) * events
     found = near.sum(axis=1)
     return np.exp(at[found > 0]), (near @ shares)[found > 0] / found[found > 0]
 
