@@ -98,6 +98,8 @@ class EventLedger:
     """Where there are several sinks: the place in `latencies_s` by the id of what counts, an event or its result."""
     _given_up: set[bytes] = field(default_factory=set)
     """Where there are several sinks: ids whose reason is counted. They end at each sink, and have one reason."""
+    _said: dict[bytes, str] = field(default_factory=dict)
+    """Where there are several sinks: the reason that a stage has given, by such an id. Others only skip the event."""
     _old: set[bytes] = field(default_factory=set)
     """Those of them that are not live."""
     others: dict[str, EventLedger] = field(default_factory=dict)
@@ -174,8 +176,14 @@ class EventLedger:
             return
         kept = self._counted(record.key or b"", found.of)
         if len(self.accounts) > 1:
-            if kept in self._given_up or (reason in NO_OUTPUT and not self._is_without_output(name)):
+            if kept in self._given_up:
                 return
+            if reason in NO_OUTPUT:
+                if reason != "skipped":
+                    self._said[kept] = reason
+                if not self._is_without_output(name):
+                    return
+                reason = self._said.pop(kept, reason)
             self._given_up.add(kept)
         self.reasons[reason] += 1
         if self._is_old(name):

@@ -255,15 +255,17 @@ def test_of_several_sinks_the_last_record_counts_and_each_sink_has_to_get_its_ow
 
 
 def test_an_event_has_one_reason_at_however_many_sinks_it_ends() -> None:
-    ledger = EventLedger("posts", (0,), (3,))
+    """One that a stage has filtered is skipped by others, whichever of them is first to say so."""
+    ledger = EventLedger("posts", (0,), (4,))
     ledger.reaches(("alerts", "out"))
-    endings = ((b"dead_lettered", b"dead_lettered"), (b"skipped", b"filtered"), (b"dead_lettered", b"skipped"))
+    filtered = ((b"skipped", b"filtered"), (b"filtered", b"skipped"))
+    endings = ((b"dead_lettered", b"dead_lettered"), *filtered, (b"dead_lettered", b"skipped"))
     for offset, reasons in enumerate(endings):
         ledger.entered(source(0, offset))
         for stage, reason in zip((b"alerts", b"out"), reasons, strict=True):
             record = completed(b"posts/0/%d" % offset, reason)
             ledger.ended(Record(record.key, None, [*record.headers, (ENDED_AT, stage)], 0, offset=0))
-    assert ledger.reasons == Counter({"dead_lettered": 2, "filtered": 1})
+    assert ledger.reasons == Counter({"dead_lettered": 2, "filtered": 2})
     assert (ledger.lost(), miss_rate([ledger], 0.5)) == ((0, []), 1.0)
 
 
