@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.tuner.error_budget import most_risked
 from inferline_stream.tuner.late_shares import RATES, LateShares
-from inferline_stream.tuner.odds import ALIKE, TrafficRecord
+from inferline_stream.tuner.odds import TrafficRecord
 
 _STEP = math.log(RATES[1] / RATES[0])
 
@@ -182,7 +182,7 @@ def cheapest(
         lead_s: from asking for a replica to its working.
         share: of the events to come that may be late.
         growth: how much more comes back at this time of the week (`tuner.calendar`), in the record's unit.
-        held: the level now. A lower one is chosen once it were cheapest even if as much more were expected as is alike.
+        held: the level now. A lower one is chosen once it were cheapest even for as much more as may be chance.
     """
 
     def found(expected: float) -> tuple[int, Floats]:
@@ -193,7 +193,7 @@ def cheapest(
     best, late = found(expected)
     if levels.multiples[best] < held:
         now = int(np.searchsorted(levels.multiples, held))
-        best = max(best, min(found(expected * (1 + ALIKE))[0], now))
+        best = max(best, min(found(expected * (1 + record.unsure_by(expected)))[0], now))
     multiple, price = float(levels.multiples[best]), levels.price.allowed(share)
     return LevelChoice(multiple, expected + growth, float(late[best]), share, price, lead_s, growth)
 

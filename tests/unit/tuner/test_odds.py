@@ -216,8 +216,8 @@ def test_after_a_leap_plan_and_insurance_are_held_for_half_an_hour():
     assert needed(replace(calm, leaps=True), 1800.0) == 100.0
 
 
-def test_a_lower_level_is_chosen_once_it_were_cheapest_for_a_tenth_more():
-    """The lower level carries half the planned traffic: of 48/s a tenth more is beyond it, of 44/s it is not."""
+def test_a_lower_level_is_chosen_once_it_were_cheapest_for_as_much_more_as_may_be_chance():
+    """The lower level carries half the planned traffic: of 48/s three standard errors more are not."""
     known = record([(rate, rate) for rate in np.linspace(0.3, 0.8, 2000).tolist()])
     for rates, multiple in (([48.0] * 10, 0.5), ([60.0] * 10 + [48.0] * 10, 1.0), ([60.0] * 10 + [44.0] * 10, 0.5)):
         choice = watched(known, rates).choice
