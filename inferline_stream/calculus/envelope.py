@@ -165,11 +165,11 @@ class TrafficEnvelope:
     def count_since(self, since_s: float) -> int:
         """Arrivals at or after ``since_s``, which must lie inside the span."""
         kept = int(self._state.marks[0])
-        return kept - int(np.searchsorted(self._state.times[:kept], since_s, side="left"))
+        return kept - int(self._state.times[:kept].searchsorted(since_s, side="left"))
 
     def ranks(self, times_s: Times) -> Counts:
         """Kept arrivals at or before each of these times, counted from an arbitrary one: differences count arrivals."""
-        return np.searchsorted(self._state.times[: int(self._state.marks[0])], times_s, side="right")
+        return self._state.times[: int(self._state.marks[0])].searchsorted(times_s, side="right")
 
     def _unwound(self, late: Times) -> Times:
         """Forget the kept arrivals after the first late one; return them merged with the late ones."""

@@ -255,7 +255,7 @@ class _Loop:
                 self._advance(now_s)
             if observations is not None:
                 figures |= observations.figures_between(before_s, now_s)
-            known = int(np.searchsorted(known_s, now_s, side="left"))
+            known = int(known_s.searchsorted(now_s, side="left"))
             view = View(
                 now_s,
                 seen_s[given:known],

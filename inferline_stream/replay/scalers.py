@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +108,7 @@ class Tuner:
         self._calendar = calendar
         self.weeks = WeekCounter(None if calendar is None else calendar.weeks)
         self._hardware = {s.name: tuple(kind.hardware for kind in s.kinds) for s in state.basis.stages}
-        self._planned = {s.name: {kind.hardware: kind.throughput for kind in s.kinds} for s in state.basis.stages}
+        self._planned = {s.name: [kind.throughput for kind in s.kinds] for s in state.basis.stages}
         self._order = shape.stages
         self._parents = [tuple(shape.arrows[a].parent for a in shape.parents(s)) for s in range(len(shape.stages))]
         self._firsts = [entries[0] for entries in shape.sources]
@@ -164,19 +166,9 @@ class Tuner:
         busy_s = seen.busy_s - before.busy_s
         drift = (seen.nominal_s - before.nominal_s) / busy_s if busy_s > 0 else 1.0
         measured = seen.completed - before.completed >= LEAST_EVENTS and abs(drift - 1) > 1e-9
-        planned = self._planned[name]
+        throughputs = tuple([planned * drift for planned in self._planned[name]]) if measured else ()
         return StageObservation(
-            {
-                hardware: Supply(
-                    ready_k,
-                    pending_k,
-                    planned[hardware] * drift if measured else None,
-                    leaving=seen.leaving[k] if seen.leaving else 0,
-                )
-                for k, (hardware, ready_k, pending_k) in enumerate(
-                    zip(self._hardware[name], seen.ready, seen.pending, strict=True)
-                )
-            },
+            _supply(self._hardware[name], seen.ready, seen.pending, throughputs, seen.leaving),
             view.time_s - seen.time_s,
             visit_ratio,
             (seen.lag - seen.hidden,),
@@ -205,6 +197,22 @@ class Tuner:
             else:
                 ratios.append(above * (now[s].arrived - before[s].arrived) / left)
         return ratios
+
+
+@functools.lru_cache
+def _supply(
+    hardware: tuple[str, ...],
+    ready: tuple[int, ...],
+    pending: tuple[int, ...],
+    throughputs: tuple[float, ...],
+    leaving: tuple[int, ...],
+) -> Mapping[str, Supply]:
+    """Replicas by kind, the same value as long as they stay what they are."""
+    found = itertools.zip_longest(ready, pending, throughputs, leaving)
+    return {
+        kind: Supply(ready_k, pending_k, throughput, leaving=leaving_k or 0)
+        for kind, (ready_k, pending_k, throughput, leaving_k) in zip(hardware, found, strict=True)
+    }
 
 
 class Ruled:

@@ -91,8 +91,12 @@ class TrafficRecord:
         recent = (self.since_s == -math.inf) | (self.since_s > now_s - LONGEST_S)
         kept: slice | NDArray[np.bool_] = slice(None) if recent.all() else recent
         at = int(np.searchsorted(self.expected[kept], expected, side="right"))
-        said, follows = np.insert(self.expected[kept], at, expected), np.insert(self.came[kept], at, came)
-        return replace(self, expected=said, came=follows, since_s=np.insert(self.since_s[kept], at, now_s))
+
+        def put(value: float, known: Floats) -> Floats:
+            return np.concatenate((known[:at], (value,), known[at:]))
+
+        said, follows = put(expected, self.expected[kept]), put(came, self.came[kept])
+        return replace(self, expected=said, came=follows, since_s=put(now_s, self.since_s[kept]))
 
     def moved(self, step_s: float) -> TrafficRecord:
         """The record on a clock that has jumped by so much."""

@@ -128,8 +128,8 @@ def _raised(
     stock = {**state.basis.stock, **seen.stock}
     stock |= {kind: min(count, stock.get(kind, count)) for kind, count in spot.stock.items()}
     left = {hardware: count - _held(spot.held, hardware) for hardware, count in stock.items()}
-    awake = {name: held for name, held in spot.held.items() if name not in resting} if left else {}
-    dealt = _dealt(state, seen, needed, left, awake)
+    awake = {name: held for name, held in spot.held.items() if name not in resting}
+    dealt = _dealt(state, seen, needed, left, awake) if left else {}
     sleeping = state.sleeping
     for stage in state.basis.stages:
         demand, limits = needed[stage.name], seen.limits.get(stage.name, _NO_LIMITS)
@@ -264,7 +264,7 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
             continue
         limits = seen.limits.get(name, _NO_LIMITS)
         after = fewer(stage, held, demand.throughputs, demand.needed, limits.minimum)
-        if sum(after.values()) < (least := _fewest(stage, limits, after)):
+        if stage.slots > 1 and sum(after.values()) < (least := _fewest(stage, limits, after)):
             after = fewer(stage, held, demand.throughputs, demand.needed, least)
         if after != held:
             fitting[name] = after
