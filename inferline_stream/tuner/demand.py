@@ -207,8 +207,10 @@ def _chosen(
         return state
     if state.record is None or seen.watched_s < 1:
         return replace(state, chosen_s=second)
-    share, held = _late_share(state.basis, seen), 0.0 if before is None else before.multiple
-    choice = cheapest(levels, state.record, expected, lead_s, share, growth=traffic.growth, held=held)
+    basis, passed_s = state.basis, min(second - state.chosen_s, state.basis.knobs.jump_s)
+    share, waits = _late_share(basis, seen), basis.groups is not None and basis.groups.quiet_s > 0
+    held = None if waits else before  # who waits for a quiet time has no need to weigh what a change costs
+    choice = cheapest(levels, state.record, expected, lead_s, share, growth=traffic.growth, held=held, held_s=passed_s)
     return replace(state, choice=choice, chosen_s=second)
 
 

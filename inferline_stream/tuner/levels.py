@@ -14,6 +14,9 @@ from inferline_stream.tuner.error_budget import most_risked
 from inferline_stream.tuner.late_shares import RATES, LateShares
 from inferline_stream.tuner.odds import TrafficRecord
 
+BILLED_S = 60.0
+"""Clouds bill a machine for a minute at least: Amazon EC2 and Google Compute Engine do."""
+
 _STEP = math.log(RATES[1] / RATES[0])
 
 
@@ -141,6 +144,8 @@ class LevelChoice:
         price: dollars of one that may be.
         lead_s: from asking for a replica to its working.
         growth: how much more comes back at this time of the week.
+        waived: (levels,): dollars per hour that each would have saved, times seconds, since replicas were last added; 0
+            where it would have cost more.
     """
 
     multiple: float
@@ -150,6 +155,7 @@ class LevelChoice:
     price: float
     lead_s: float
     growth: float
+    waived: Floats = field(repr=False, compare=False)
     words: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,9 +177,13 @@ def cheapest(
     share: float,
     *,
     growth: float = 0.0,
-    held: float = 0.0,
+    held: LevelChoice | None = None,
+    held_s: float = 0.0,
 ) -> LevelChoice:
-    """The level whose replicas, and late events at their odds and price, cost least together.
+    """The level whose replicas, and late events at their odds and price, cost least together, once it pays to change.
+
+    The rule is that of renting skis: what comes and goes by chance is not followed, and what stays is followed after it
+    has cost about as much as the change (Lin et al., Dynamic right-sizing for power-proportional data centers, 2011).
 
     Args:
         levels: to choose from.
@@ -182,20 +192,25 @@ def cheapest(
         lead_s: from asking for a replica to its working.
         share: of the events to come that may be late.
         growth: how much more comes back at this time of the week (`tuner.calendar`), in the record's unit.
-        held: the level now. A lower one is chosen once it were cheapest even for as much more as may be chance.
+        held: what was chosen last; None to begin with what is cheapest now.
+        held_s: how long ago.
     """
 
-    def found(expected: float) -> tuple[int, Floats]:
-        came = record.alike(expected, lead_s)
-        late = levels.late_share(np.maximum(came, expected + growth) if growth else came)
-        return int(np.argmin(levels.cost_per_hour + 3600 * levels.rate * levels.price.of(late, share))), late
-
-    best, late = found(expected)
-    if levels.multiples[best] < held:
-        now = int(np.searchsorted(levels.multiples, held))
-        best = max(best, min(found(expected * (1 + record.unsure_by(expected)))[0], now))
-    multiple, price = float(levels.multiples[best]), levels.price.allowed(share)
-    return LevelChoice(multiple, expected + growth, float(late[best]), share, price, lead_s, growth)
+    came = record.alike(expected, lead_s)
+    late = levels.late_share(np.maximum(came, expected + growth) if growth else came)
+    spent = levels.cost_per_hour + 3600 * levels.rate * levels.price.of(late, share)
+    chosen, waived = int(np.argmin(spent)), np.zeros_like(spent)
+    if held is not None:
+        now = int(np.searchsorted(levels.multiples, held.multiple))
+        saved, dearer = spent[now] - spent, levels.cost_per_hour - levels.cost_per_hour[now]
+        waived = np.maximum(held.waived + saved * held_s, 0.0)
+        # More replicas have one lead to earn what starting them costs. Fewer would have to start again.
+        change = np.where(dearer > 0, (dearer - saved) * lead_s, -dearer * (lead_s + BILLED_S))
+        pays = np.flatnonzero(waived >= change)
+        chosen = int(pays[np.argmin(spent[pays])])
+        waived = np.zeros_like(spent) if chosen > now else np.maximum(waived - waived[chosen], 0.0)
+    multiple, price = float(levels.multiples[chosen]), levels.price.allowed(share)
+    return LevelChoice(multiple, expected + growth, float(late[chosen]), share, price, lead_s, growth, waived)
 
 
 def _nearest(rates: Floats) -> NDArray[np.intp]:

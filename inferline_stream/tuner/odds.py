@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.tuner.forecast import SURE, expected, index_of_dispersion
+from inferline_stream.tuner.forecast import expected, index_of_dispersion
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S
 
@@ -63,11 +63,6 @@ class TrafficRecord:
         events = self.rate * RATE_WINDOW_S
         noise = self.leap_sure * math.sqrt(came * events * self.dispersion)
         return came > foreseen * (1 + ALIKE) and (came - foreseen) * events > noise
-
-    def unsure_by(self, expected: float) -> float:
-        """Share by which a rate of 30 s is less than it could be by chance, surely; at most `ALIKE`."""
-        events = max(expected * self.rate * PEAK_SPAN_S, 1.0)
-        return min(ALIKE, SURE * math.sqrt(self.dispersion / events))
 
     def alike(self, expected: float, lead_s: float) -> Floats:
         """What came after the moments most like this one, in the size of this one.
