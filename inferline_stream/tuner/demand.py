@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from inferline_stream.pipeline.fallback import UNMET_S, UNMET_SHARE
 from inferline_stream.pipeline.units import count_of
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected
+from inferline_stream.tuner.forecast import ABSORBED_SHARE, SURE, expected
 from inferline_stream.tuner.levels import LevelChoice, Levels, cheapest
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.odds import ALIKE, TrafficRecord
@@ -25,6 +25,9 @@ BEGINNING_START_UPS = 2.0
 
 BUSY = 0.5
 """Utilization below which records that wait do not wait for want of replicas."""
+
+VISITS_SPAN_S = 10.0
+"""What `StageObservation.visit_ratio` was counted in."""
 
 USEFUL_SUPPLY = 2.0
 """Planned supply counts up to this multiple of the busiest window's rate: whole replicas leave some stages with far
@@ -45,6 +48,7 @@ class TrafficMultiple:
         expected: what is usual or surely coming, in the unit of the record.
         foreseen: what is usual or likely to come, in the same unit: what is more may be a leap.
         growth: how much more comes back at this time of the week, in the same unit.
+        least: multiple that the same replicas are needed for, at least: a level carries more than it was chosen for.
     """
 
     multiple: float
@@ -55,6 +59,7 @@ class TrafficMultiple:
     expected: float
     foreseen: float
     growth: float
+    least: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +221,8 @@ def _chosen(
 
 def _by_odds(traffic: TrafficMultiple, choice: LevelChoice) -> TrafficMultiple:
     reason = Reason.INSURANCE if choice.multiple > choice.expected else Reason.RATE_RISING
-    return replace(traffic, multiple=choice.multiple, reason=reason, detail=choice.words)
+    least = max(traffic.multiple, choice.least)
+    return replace(traffic, multiple=choice.multiple, reason=reason, detail=choice.words, least=least)
 
 
 def supplies(basis: Basis, multiple: float) -> Mapping[str, float]:
@@ -256,10 +262,10 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | Non
     if (unit is None or outgrown) and carried_rate > 0 and rate > multiple * carried_rate:
         of = f"at this time of the week within {lead_s:.1f} s" if rate == back else f"within {lead_s:.1f} s"
         rising = f"{rate:.1f}/s expected {of}, the plan carries {carried_rate:.1f}/s"
-        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, rising, *rest)
+        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, rising, *rest, rate / carried_rate)
     if unit is not None and multiple <= 1:
         multiple = 0.0  # of what is within the sample, the record knows what comes
-    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, *rest)
+    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, *rest, multiple)
 
 
 def _lead_s(basis: Basis, seen: Observation) -> float:
@@ -295,11 +301,12 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
     if there is None:
         return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail, fallen=traffic.fallen)
     visits = there.visit_ratio
-    if visits is not None and stage.visit_ratio > 0 and abs(visits / stage.visit_ratio - 1) > knobs.shift:
-        multiple *= visits / stage.visit_ratio
-        if visits > stage.visit_ratio:
-            reason = Reason.VISIT_RATIO_SHIFTED
-            detail = f"{visits:.3g} visits per event, planned for {stage.visit_ratio:.3g}; {detail}"
+    shifted = _visits_shifted(stage, visits, seen.arrival_rate, knobs.shift)
+    if shifted < 1:
+        multiple *= shifted
+    elif shifted * traffic.least > multiple:
+        multiple, reason = shifted * traffic.least, Reason.VISIT_RATIO_SHIFTED
+        detail = f"{visits:.3g} visits per event, planned for {stage.visit_ratio:.3g}; {detail}"
     needed = supply_for(basis, stage, multiple)
     for kind in stage.kinds:
         measured = there.supply[kind.hardware].throughput if kind.hardware in there.supply else None
@@ -332,6 +339,18 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
             needed, reason = supply * lacking, Reason.DEGRADED
             detail = f"the fallback made {share:.1%} of the events of ten seconds, and is there for {UNMET_SHARE:.0%}"
     return Demand(needed, throughputs, reason, detail, stuck, traffic.fallen)
+
+
+def _visits_shifted(stage: StageBasis, visits: float | None, arrival_rate: float, shift: float) -> float:
+    """How many times as often as planned a stage is visited; 1 where that may be chance, or is within what is measured.
+
+    Where each event visits it or does not, the share of those that do has the spread of a binomial.
+    """
+    planned = stage.visit_ratio
+    if visits is None or not planned or not arrival_rate:
+        return 1.0
+    chance = SURE * math.sqrt((1 - planned if planned < 1 else 1.0) / (planned * arrival_rate * VISITS_SPAN_S))
+    return visits / planned if abs(visits / planned - 1) > max(shift, chance) else 1.0
 
 
 def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:

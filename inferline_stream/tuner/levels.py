@@ -138,6 +138,7 @@ class LevelChoice:
 
     Args:
         multiple: what it carries, of the planned traffic.
+        least: what asks for it at least: more than the level below carries, or what is expected where that is more.
         expected: what it was chosen for.
         late: share of the planned events that would be late with it.
         share: of the events to come that may be late.
@@ -149,6 +150,7 @@ class LevelChoice:
     """
 
     multiple: float
+    least: float
     expected: float
     late: float
     share: float
@@ -210,7 +212,10 @@ def cheapest(
         chosen = int(pays[np.argmin(spent[pays])])
         waived = np.zeros_like(spent) if chosen > now else np.maximum(waived - waived[chosen], 0.0)
     multiple, price = float(levels.multiples[chosen]), levels.price.allowed(share)
-    return LevelChoice(multiple, expected + growth, float(late[chosen]), share, price, lead_s, growth, waived)
+    least = max(expected + growth, float(levels.multiples[chosen - 1]) if chosen else 0.0)
+    return LevelChoice(
+        multiple, min(least, multiple), expected + growth, float(late[chosen]), share, price, lead_s, growth, waived
+    )
 
 
 def _nearest(rates: Floats) -> NDArray[np.intp]:

@@ -83,6 +83,15 @@ def test_a_stage_that_is_visited_more_or_less_often_by_over_a_tenth_needs_as_muc
     assert (found.reason is Reason.VISIT_RATIO_SHIFTED) == (multiple > 1)
 
 
+@pytest.mark.parametrize(("rate", "multiple"), [(100.0, 1.2), (20.0, 1.0)])
+def test_visits_that_may_be_chance_are_no_shift(rate: float, multiple: float) -> None:
+    """Three standard errors of half the events of ten seconds: 9.5 % at 100/s, and 21 % at 20/s."""
+    observed = seen(0.0, AT_PLAN)
+    stages = {**observed.stages, "b": replace(observed.stages["b"], visit_ratio=0.6)}
+    found = demands(state(PLAIN), replace(observed, stages=stages, arrival_rate=rate))[1]["b"]
+    assert found.needed == pytest.approx(needed("b", multiple))
+
+
 def test_replicas_that_are_slower_count_for_what_they_do_and_need_no_room_beyond_half_their_time():
     """b is planned at a third of its time: at half its speed two thirds of what it does is no reason for more."""
     found = demand("b", throughput=25.0)

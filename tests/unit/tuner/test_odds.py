@@ -166,6 +166,19 @@ def test_the_policy_holds_what_the_odds_ask_for_and_says_so_in_numbers():
     assert needed["a"].needed == 100.0
 
 
+@pytest.mark.parametrize(("visits", "supply"), [(0.5, 150.0), (0.8, 150.0), (1.0, 225.0)])
+def test_more_visits_ask_for_more_than_a_level_once_it_cannot_carry_them(visits: float, supply: float) -> None:
+    """Stage b is planned for 0.5 visits. A level for 1.0, as the one below it carries 0.5, is in use for 0.6: it has
+    room for 1.6 times as many visits of that, and none for twice.
+    """
+    tuner = watched(record([(0.6, 0.6)] * 1000), [60.0] * 2)
+    now = moment(2.0, 60.0)
+    stages = {**now.stages, "b": replace(now.stages["b"], visit_ratio=visits)}
+    _, found = demands(tuner, replace(now, stages=stages))
+    assert found["b"].needed == supply
+    assert (found["b"].reason is Reason.VISIT_RATIO_SHIFTED) == (visits == 1.0)
+
+
 def test_a_level_is_insurance_where_it_is_more_than_is_expected():
     calm = record([(0.5, 0.5)] * 1000)
     chosen = watched(calm, [50.0] * 2).choice
