@@ -197,7 +197,6 @@ def cheapest(
         held: what was chosen last; None to begin with what is cheapest now.
         held_s: how long ago.
     """
-
     came = record.alike(expected, lead_s)
     late = levels.late_share(np.maximum(came, expected + growth) if growth else came)
     spent = levels.cost_per_hour + 3600 * levels.rate * levels.price.of(late, share)
