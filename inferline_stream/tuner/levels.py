@@ -204,7 +204,7 @@ def cheapest(
     if held is not None:
         now = int(np.searchsorted(levels.multiples, held.multiple))
         saved, dearer = spent[now] - spent, levels.cost_per_hour - levels.cost_per_hour[now]
-        waived = np.maximum(held.waived + saved * held_s, 0.0)
+        waived = held.waived + saved * held_s
         # More replicas have one lead to earn what starting them costs. Fewer would have to start again.
         change = np.where(dearer > 0, (dearer - saved) * lead_s, -dearer * (lead_s + BILLED_S))
         pays = np.flatnonzero(waived >= change)
