@@ -145,8 +145,8 @@ class LevelChoice:
         price: dollars of one that may be.
         lead_s: from asking for a replica to its working.
         growth: how much more comes back at this time of the week.
-        waived: (levels,): dollars per hour that each would have saved, times seconds, since replicas were last added; 0
-            where it would have cost more.
+        waived: (levels,): dollars per hour that each would have saved, times seconds, since a dearer level was last
+            chosen; 0 where it would have cost more.
     """
 
     multiple: float
@@ -166,7 +166,7 @@ class LevelChoice:
             f"{self.expected:.2f} times the planned traffic expected within {self.lead_s:.1f} s{back}; of what came "
             f"after moments like this one {self.late:.2%} is late with replicas for {self.multiple:.2f} times it, at "
             f"${self.price:.2g} each, as {self.share:.2%} of the events to come in the SLO's window may be late: more "
-            f"replicas cost more than they save"
+            f"replicas do not pay"
         )
         object.__setattr__(self, "words", words)
 
@@ -204,12 +204,12 @@ def cheapest(
     if held is not None:
         now = int(np.searchsorted(levels.multiples, held.multiple))
         saved, dearer = spent[now] - spent, levels.cost_per_hour - levels.cost_per_hour[now]
-        waived = np.maximum(held.waived + saved * held_s, 0.0)
+        waived = held.waived + saved * held_s
         # More replicas have one lead to earn what starting them costs. Fewer would have to start again.
         change = np.where(dearer > 0, (dearer - saved) * lead_s, -dearer * (lead_s + BILLED_S))
         pays = np.flatnonzero(waived >= change)
         chosen = int(pays[np.argmin(spent[pays])])
-        waived = np.zeros_like(spent) if chosen > now else np.maximum(waived - waived[chosen], 0.0)
+        waived = np.zeros_like(spent) if dearer[chosen] > 0 else np.maximum(waived - waived[chosen], 0.0)
     multiple, price = float(levels.multiples[chosen]), levels.price.allowed(share)
     least = max(expected + growth, float(levels.multiples[chosen - 1]) if chosen else 0.0)
     return LevelChoice(

@@ -59,7 +59,8 @@ def rested(state: TunerState, seen: Observation, *, doubted: bool) -> tuple[Tune
             if not asleep:
                 why[name] = Reason.IDLE, _sleeps(state.basis, name, idle)
     if any(reason is Reason.WOKEN and not state.basis.idle[name].own for name, (reason, _) in why.items()):
-        state = replace(state, outgrown_s=now_s, woken_s=now_s)  # nothing is known of what comes: it is a beginning
+        # Nothing is known of what comes: it is a beginning. And a level that was kept has no replicas any more.
+        state = replace(state, outgrown_s=now_s, woken_s=now_s, choice=None)
     return replace(state, used_s=used_s), Rest(frozenset(stages), why)
 
 

@@ -83,7 +83,7 @@ def test_a_stage_that_is_visited_more_or_less_often_by_over_a_tenth_needs_as_muc
     assert (found.reason is Reason.VISIT_RATIO_SHIFTED) == (multiple > 1)
 
 
-@pytest.mark.parametrize(("rate", "multiple"), [(100.0, 1.2), (20.0, 1.0)])
+@pytest.mark.parametrize(("rate", "multiple"), [(100.0, 1.2), (20.0, 1.0), (0.0, 1.0)])
 def test_visits_that_may_be_chance_are_no_shift(rate: float, multiple: float) -> None:
     """Three standard errors of half the events of ten seconds: 9.5 % at 100/s, and 21 % at 20/s."""
     observed = seen(0.0, AT_PLAN)

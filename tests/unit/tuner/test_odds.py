@@ -12,6 +12,7 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.tuner.calendar import Calendar
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands
+from inferline_stream.tuner.group_changes import GroupBasis
 from inferline_stream.tuner.late_shares import RATES, without_waiting
 from inferline_stream.tuner.levels import Levels, Price, cheapest
 from inferline_stream.tuner.observation import Observation
@@ -179,6 +180,24 @@ def test_more_visits_ask_for_more_than_a_level_once_it_cannot_carry_them(visits:
     assert (found["b"].reason is Reason.VISIT_RATIO_SHIFTED) == (visits == 1.0)
 
 
+def test_replicas_that_the_odds_ask_for_are_needed_for_more_than_the_level_below_carries() -> None:
+    chosen = cheapest(LEVELS, record([(0.3, 0.9)] * 1000), 0.3, 6.0, 0.01)
+    assert (chosen.multiple, chosen.least) == (1.0, 0.5)
+    beyond = cheapest(LEVELS, record([(3.0, 3.0)] * 1000), 3.0, 6.0, 0.01)
+    assert (beyond.multiple, beyond.least) == (2.0, 2.0)
+
+
+def test_more_visits_count_on_what_has_arrived_where_that_is_beyond_the_level_below() -> None:
+    """1.3 times as many of what has come, 1.2 times the plan, are more than a level for 1.5 carries."""
+    tuner = priced(replace(watched(record([(0.9, 1.5)] * 1000), [90.0] * 2), choice=None), LEVELS.price)
+    now = seen(2.0, (360, 600, 6000), peak_rate=90.0, recent=(90,) * 30)
+    stages = {**now.stages, "b": replace(now.stages["b"], visit_ratio=0.65)}
+    tuner, found = demands(tuner, replace(now, stages=stages))
+    assert tuner.choice is not None
+    assert (tuner.choice.multiple, tuner.choice.least) == (1.5, 1.0)
+    assert found["b"].needed == 300.0
+
+
 def test_a_level_is_insurance_where_it_is_more_than_is_expected():
     calm = record([(0.5, 0.5)] * 1000)
     chosen = watched(calm, [50.0] * 2).choice
@@ -230,13 +249,13 @@ def test_after_a_leap_plan_and_insurance_are_held_for_half_an_hour():
     assert needed(replace(calm, leaps=True), 1800.0) == 100.0
 
 
-def followed(moments: list[tuple[float, float]]) -> list[float]:
+def followed(moments: list[tuple[float, float]], of: Levels = LEVELS) -> list[float]:
     """The level each second, by rates, and odds of 1.5 times the plan in place of these. A start takes six seconds."""
     chosen, found = None, []
     for rate, odds in moments:
         leaps = round(1000 * odds)
         known = record([(rate, 1.5)] * leaps + [(rate, rate)] * (1000 - leaps))
-        chosen = cheapest(LEVELS, known, rate, 6.0, 0.01, held=chosen, held_s=1.0)
+        chosen = cheapest(of, known, rate, 6.0, 0.01, held=chosen, held_s=1.0)
         found.append(chosen.multiple)
     return found
 
@@ -245,8 +264,51 @@ def test_fewer_are_held_once_they_would_have_saved_what_starting_the_others_agai
     """Six seconds of their start, and the minute that is billed at least: until then, they may be of use again."""
     assert followed([(1.9, 0)] + [(0.9, 0)] * 70) == [2.0] * 66 + [1.0] * 5
     assert followed([(0.9, 0), *[(1.4, 0)] * 30, *[(0.9, 0)] * 30] * 3) == [1.0] + [1.5] * 182
+    assert followed([(1.9, 0)] * 100 + [(0.9, 0)] * 70).index(1.0) == 99 + 66, "however long they were of use"
     fallen = followed([(1.9, 0)] + [(0.9, 0)] * 40 + [(0.4, 0)] * 100)
     assert [fallen.index(level) for level in (1.0, 0.5)] == [66, 132]
+
+
+def test_what_two_lower_levels_save_counts_for_the_second_beyond_what_the_first_saves() -> None:
+    """Of two levels less, $4 for 66 s are due to the first. Of three, $6 for 56 s leave $72, and $132 are asked for."""
+    fallen = followed([(1.9, 0)] + [(0.9, 0)] * 10 + [(0.4, 0)] * 100)
+    assert [fallen.index(level) for level in (1.0, 0.5)] == [66, 66 + (132 - 72) // 2]
+
+
+def test_what_fewer_would_have_saved_before_replicas_were_added_does_not_count() -> None:
+    found = followed([(0.9, 0)] + [(0.4, 0)] * 60 + [(0.4, 0.021)] + [(0.4, 0)] * 70)
+    assert found[60:62] == [1.0, 1.5]
+    assert found.index(0.5) == 61 + 66
+
+
+def test_replicas_that_cost_no_more_are_none_that_were_added() -> None:
+    """As on a device that replicas share. Odds of one in a thousand come and go: then one replica more is better."""
+    shared = replace(LEVELS, cost_per_hour=np.array([2.0, 4.0, 4.0, 8.0]))
+    found = followed([(0.9, 0)] + [(0.4, 0), (0.4, 0.001)] * 50, shared)
+    assert found[1:5] == [1.0, 1.5, 1.0, 1.5]
+    assert 66 <= found.index(0.5) <= 80
+
+
+@pytest.mark.parametrize("step_s", [0.5, 3.0])
+def test_a_level_changes_as_soon_however_often_the_policy_is_asked(step_s: float) -> None:
+    """Replicas start in 2 s and work a second later: 63 s after the rate has fallen."""
+    known = record([(rate, rate) for rate in (0.45, 0.95) for _ in range(1000)])
+    for seconds, level in ((90, 1.0), (96, 0.5)):
+        choice = watched(known, [95.0] * 30 + [45.0] * (seconds - 30), step_s=step_s).choice
+        assert choice is not None
+        assert choice.multiple == level
+
+
+@pytest.mark.parametrize(("quiet_s", "level"), [(None, 1.0), (0.0, 1.0), (180.0, 0.5)])
+def test_time_in_which_nothing_was_seen_saves_nothing_and_groups_that_wait_anyway_need_not_save(
+    quiet_s: float | None, level: float
+) -> None:
+    known = record([(rate, rate) for rate in (0.45, 0.95) for _ in range(1000)])
+    tuner = watched(known, [95.0] * 30)
+    groups = None if quiet_s is None else GroupBasis({}, quiet_s)
+    tuner, _ = demands(replace(tuner, basis=replace(tuner.basis, groups=groups)), moment(600.0, 45.0))
+    assert tuner.choice is not None
+    assert tuner.choice.multiple == level
 
 
 @pytest.mark.parametrize(("odds", "seconds"), [(0.01, 100), (0.013, 13), (0.016, 3), (0.021, 0)])

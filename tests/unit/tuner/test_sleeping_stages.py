@@ -163,3 +163,21 @@ def test_what_wakes_a_pipeline_is_no_leap_that_nothing_foretold_and_one_in_the_m
             state, _ = step(state, observed)
         found[before] = state.leapt_s >= 600.0
     assert found == {0.0: False, 10.0: True}
+
+
+def test_what_wakes_a_pipeline_starts_no_replicas_that_were_of_use_before_it_slept() -> None:
+    """Replicas take ten minutes to start: to keep those for twice the traffic would have paid for eleven minutes."""
+    record = TrafficRecord(100.0, *np.full((2, 600), 1.0), np.full(600, -math.inf))
+    table = Staffing((0.1, 1.0, 2.0), {"a": (20.0, 200.0, 1000.0), "b": (15.0, 150.0, 750.0)}, 100.0, record)
+    state = staffed(tuner(), table)
+    for second in range(300):
+        rate = 200.0 if second < 100 else 0.0 if second < 299 else 1.0
+        observed = replace(quiet(float(second), state), arrival_rate=rate, peak_rate=rate, recent=(int(rate),) * 30)
+        stages = {
+            name: replace(there, supply={"x": replace(there.supply["x"], start_up_s=600.0)})
+            for name, there in observed.stages.items()
+        }
+        before = counts(state)
+        state, _ = step(state, replace(observed, stages=stages))
+    assert before == (0, 0)
+    assert counts(state) == counts(step(tuner({}), seen(0.0))[0]), "as many as a run begins with"
