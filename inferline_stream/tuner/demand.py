@@ -342,15 +342,17 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
 
 
 def _visits_shifted(stage: StageBasis, visits: float | None, arrival_rate: float, shift: float) -> float:
-    """How many times as often as planned a stage is visited; 1 where that may be chance, or is within what is measured.
+    """How many times as often as planned a stage is visited; 1 where that is within what is measured.
 
-    Where each event visits it or does not, the share of those that do has the spread of a binomial.
+    More may be chance: where each event visits it or does not, the share of those that do has the spread of a binomial.
+    That a stage needs less is believed at once, as replicas go after a while only.
     """
     planned = stage.visit_ratio
     if visits is None or not planned or not arrival_rate:
         return 1.0
     chance = SURE * math.sqrt((1 - planned if planned < 1 else 1.0) / (planned * arrival_rate * VISITS_SPAN_S))
-    return visits / planned if abs(visits / planned - 1) > max(shift, chance) else 1.0
+    times = visits / planned
+    return times if times < 1 - shift or times > 1 + max(shift, chance) else 1.0
 
 
 def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:

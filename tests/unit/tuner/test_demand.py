@@ -83,11 +83,14 @@ def test_a_stage_that_is_visited_more_or_less_often_by_over_a_tenth_needs_as_muc
     assert (found.reason is Reason.VISIT_RATIO_SHIFTED) == (multiple > 1)
 
 
-@pytest.mark.parametrize(("rate", "multiple"), [(100.0, 1.2), (20.0, 1.0), (0.0, 1.0)])
-def test_visits_that_may_be_chance_are_no_shift(rate: float, multiple: float) -> None:
+@pytest.mark.parametrize(
+    ("rate", "visits", "multiple"),
+    [(100.0, 0.6, 1.2), (20.0, 0.6, 1.0), (0.0, 0.6, 1.0), (100.0, 0.4, 0.8), (20.0, 0.4, 0.8)],
+)
+def test_more_visits_that_may_be_chance_are_no_shift(rate: float, visits: float, multiple: float) -> None:
     """Three standard errors of half the events of ten seconds: 9.5 % at 100/s, and 21 % at 20/s."""
     observed = seen(0.0, AT_PLAN)
-    stages = {**observed.stages, "b": replace(observed.stages["b"], visit_ratio=0.6)}
+    stages = {**observed.stages, "b": replace(observed.stages["b"], visit_ratio=visits)}
     found = demands(state(PLAIN), replace(observed, stages=stages, arrival_rate=rate))[1]["b"]
     assert found.needed == pytest.approx(needed("b", multiple))
 
