@@ -36,7 +36,15 @@ from tests.benchmarks._workloads import (
 )
 from tests.benchmarks.instances.published import SHAPES, Instance, prices
 
-TUNING = ("tuning", "judging", "judging the odds", "judging odds and order", "judging the budget")
+TUNING = (
+    "tuning",
+    "judging",
+    "judging the odds",
+    "judging odds and order",
+    "judging the budget",
+    "held out of odds",
+    "judging what pays",
+)
 """Streams whose runs anybody may look at. The others judged earlier policies."""
 
 JUDGING = "judging by other days"
@@ -246,8 +254,10 @@ def world_cup_window(rate: float, length_s: float, rng: Seeded) -> Traffic:
 
 
 def azure_window(rate: float, length_s: float, rng: Seeded) -> Traffic:
-    """Azure's conversation service as it came, from anywhere on; all of it if that is not long enough."""
+    """Azure's conversation service as it came, from anywhere on, again and again if need be."""
     times = azure().arrivals_s
+    hours = math.ceil(length_s / times[-1])
+    times = (times + times[-1] * np.arange(hours)[:, None]).ravel()
     first_s = float(rng.uniform(0.0, max(times[-1] - length_s, 1e-9)))
     times = times[(times >= first_s) & (times < first_s + length_s)] - first_s
     return Traffic(Trace(times[rng.random(times.size) < rate * times[-1] / times.size]), 60.0, None)

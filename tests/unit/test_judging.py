@@ -83,3 +83,9 @@ def test_a_family_is_drawn_by_its_seed_and_judged_by_other_arrivals_than_planned
 def test_no_case_is_both_for_tuning_and_for_judging():
     drawn_by = {stream: case(0, stream).trace.arrivals_s.tobytes() for stream in (*TUNING, JUDGING)}
     assert len(set(drawn_by.values())) == len(drawn_by)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_day_of_each_family_has_traffic_to_plan_on_and_traffic_to_be_judged_on(family: str) -> None:
+    _, sample, trace = drawn(family, 0.1, 24 * 3600.0, np.random.default_rng(1))
+    assert min(len(sample), len(trace)) > 100
