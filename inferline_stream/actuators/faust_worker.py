@@ -1,6 +1,6 @@
 """A worker of a Faust app, in a process of its own: `faust worker` with a sensor that reports its throughput.
 
-Run with ``python -m inferline_stream.actuators.faust_worker APP FOLDER FD``. The app, as ``module:attribute``, is
+Run with ``python -m inferline_stream.actuators.faust_worker APP FOLDER FD TOPIC``. The app, as ``module:attribute``, is
 imported from the working folder. Faust keeps its tables in FOLDER. A line of JSON goes to the file descriptor each
 second; once nobody reads it, the worker ends in order, as it does by SIGTERM.
 """
@@ -27,12 +27,14 @@ _REPORT_S = 1.0
 class ThroughputSensor(faust.Sensor):
     """Measures how long agents have events in hand. Time with several in hand counts once.
 
+    Events of the topic that they enter by are counted. What other agents make of them is part of their time.
     Only events that were finished count, with their time: an agent that fails leaves its event unfinished, and would
     otherwise look busy for ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, topic: str) -> None:
         super().__init__()
+        self._topic = topic
         self.report = WorkerReport(0, 0.0)
         self._counted_s = 0.0
         """Busy time is known up to here."""
@@ -46,7 +48,8 @@ class ThroughputSensor(faust.Sensor):
         now_s = time.perf_counter()
         since_s = max(self._counted_s, state["taken_s"] if state else now_s)
         self._counted_s = now_s
-        self.report = WorkerReport(self.report.events + 1, self.report.busy_s + now_s - since_s)
+        entered = int(tp.topic == self._topic)
+        self.report = WorkerReport(self.report.events + entered, self.report.busy_s + now_s - since_s)
 
 
 def _report(sensor: ThroughputSensor, fd: int) -> None:
@@ -58,9 +61,9 @@ def _report(sensor: ThroughputSensor, fd: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(app: str, folder: str, fd: int) -> None:
+def main(app: str, folder: str, fd: int, topic: str) -> None:
     """Run one worker until it is asked to end."""
-    sensor = ThroughputSensor()
+    sensor = ThroughputSensor(topic)
     find_app(app).sensors.add(sensor)
     threading.Thread(target=_report, args=(sensor, fd), daemon=True).start()
     # Without its web server: workers of one host would all want its port.
@@ -68,4 +71,4 @@ def main(app: str, folder: str, fd: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
