@@ -13,6 +13,7 @@ from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import CodeVersion, Override
 from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
@@ -112,7 +113,7 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         assert await until(taken_back, 60.0)
         code, said = await verb(run, "scale", "parse", "0", "--for", "1ms")
         assert code == 0
-        assert "parse has no replica then, and its events wait, until `inferline-stream resume" in said
+        assert "once that is followed parse has no replica, and its events wait, until `inferline-stream resume" in said
 
         own = str(run.topology.resolve())
         promoted = Override("code", value=time.time(), code=CodeVersion("ab12", str(beside), replaces=own))
@@ -149,3 +150,19 @@ async def test_what_cannot_be_set_is_said_with_the_remedy(swing, embedded_broker
     for (given, remedy), (code, said) in zip(cases, outcomes, strict=True):
         assert (given, code) == (given, 2)
         assert remedy in said
+
+
+async def test_what_is_set_in_a_pause_is_said_to_wait_for_resume(swing, embedded_broker: KafkaServer) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 1)])
+    wanted = topics_of(run.pipeline, run.records.prefix)
+    await create_topics(run.bootstrap_servers, wanted, replication=1)
+    waits = "is paused: no decision follows what is set, until `inferline-stream resume`"
+    for given, held in (
+        (("scale", "parse", "2"), False),
+        (("pause", "--for", "1h"), True),
+        (("scale", "parse", "0"), True),
+        (("resume",), False),
+    ):
+        code, said = await verb(run, *given)
+        assert (given, code, waits in said) == (given, 0, held), said
+        assert ("or the pause's time is over" in said) == held, said
