@@ -13,6 +13,7 @@ from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import CodeVersion, Override
 from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
@@ -166,3 +167,19 @@ async def test_what_is_set_in_a_pause_is_said_to_wait_for_resume(swing, embedded
         code, said = await verb(run, *given)
         assert (given, code, waits in said) == (given, 0, held), said
         assert ("or the pause's time is over" in said) == held, said
+
+
+async def test_a_run_plans_for_the_slo_that_people_have_set_before_it_began(
+    embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    assert forked_command("init", str(tmp_path)).returncode == 0
+    where = "--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "again."
+    topics = topics_of(load_topology(tmp_path), "again.")
+    await create_topics(embedded_broker.bootstrap_servers, topics, replication=1)
+    set_ = await asyncio.to_thread(forked_command, "scale", str(tmp_path), "--slo", "2s", *where)
+    assert set_.returncode == 0, set_.stderr
+    options = "--replay", "--duration", "3s", "--no-ui", "--metrics-port", "0", "--output", "json"
+    done = await asyncio.to_thread(forked_command, "run", str(tmp_path), *options, *where)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["slo_s"] == 2.0
+    assert "planning for the SLO of 2s that people have set in place of 250ms" in done.stderr
