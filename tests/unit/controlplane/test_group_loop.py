@@ -321,6 +321,18 @@ def test_whatever_happens_to_a_group_the_loop_holds_says_why_and_goes_on(caplog:
     assert "Traceback" not in caplog.text
 
 
+def test_while_it_learns_it_says_what_is_missing_still() -> None:
+    said: list[str] = []
+
+    async def story(world: World) -> None:
+        world.controller.step_text = said.append
+        await world.until(lambda: world.controller.decider is not None, 90.0)
+
+    led(Plant(lambda now_s: 60.0, members=1), story)
+    assert not [text for text in said if "no record has come yet" in text or "60 of 60 s" in text]
+    assert said[0] == "watching: the throughput of enrich is not known yet"
+
+
 def test_a_faust_app_is_decided_on_although_its_agents_read_other_topics_too() -> None:
     plant = Plant(lambda now_s: 60.0, members=1)
     plant.others = frozenset({"packed"})
