@@ -166,3 +166,21 @@ def test_who_watches_counts_the_price_of_a_version_that_is_tried_out() -> None:
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=held), 1.0)
     observer = Observer(seen, unread, unread, unread, unread, unread, Overrides(), {"a": {"cpu": 1}})
     assert observer._state_at(1.0).cost_per_hour == pytest.approx(0.2)
+
+
+def test_what_comes_into_an_inner_stage_is_what_dispatchers_read_as_offsets_count_markers_of_transactions_too() -> None:
+    kind = Hardware("cpu", 0.1)
+    first = Stage("a", same, hardware="cpu")
+    pipeline = Pipeline(
+        "p", slo="1s", source=Topic("in"), sink=Topic("out"), hardware=[kind],
+        stages=[first, Stage("b", same, hardware="cpu", after=[first])],
+    )  # fmt: skip
+    plan = replace(PLAN, allocations=dict.fromkeys("ab", (Allocation("cpu", 1, 1),)))
+    seen = PipelineView(replace(a_context([kind]), pipeline=pipeline), plan, MEASURED, {"a": 1, "b": 1})
+    for second in range(9):
+        for stage, rate in (("a", 22), ("b", 42)):
+            seen.offsets[stage].reached(float(second), [rate * second])
+            counts = StageCounts(records=22 * second)
+            seen.reports.add(PoolReport(stage, 1, stage, 0, "serving", second + 1, counts=counts), float(second))
+    shown = seen.state(8.0, 0.0, {}).stages
+    assert [stage.arrival_rate for stage in shown] == pytest.approx([22.0, 22.0])
