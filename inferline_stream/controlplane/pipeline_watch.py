@@ -184,7 +184,8 @@ async def watch_pipeline(
         newest = found.plan or next(reversed(found.plans), None)  # after an orderly end, the last that was in force
         plan = None if newest is None else newest.plan
         if plan is None:
-            raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
+            then = "`run` prints what it waits for" if pipeline.groups else "try again in a moment"
+            raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; {then}")
         _of_these_stages(plan, shape)
         partitions = await input_partitions(offsets, context)
         measured = PipelineProfile({}, independent_paths(shape, {}), 0.0)

@@ -257,10 +257,10 @@ async def test_groups_are_led_and_looked_at_with_the_rights_that_topics_prints(s
         run, topology, *where, "--no-create-topics", "--duration", "3s", environment=secured.environment(user="alice")
     )
     assert done.returncode == 0, done.stderr
-    for verb in ("pause", "explain"):
+    for verb, code, said in (("pause", 0, ""), ("explain", 0, ""), ("status", 5, "`run` prints what it waits for")):
         environment = {**os.environ, **secured.environment(user="carol")}
         done = await asyncio.to_thread(forked_command, verb, str(topology), *where, environment=environment)
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
 
 
 @pytest.mark.parametrize("whose", ["INFERLINE_KAFKA_SASL_PASSWORD", "INFERLINE_DISPATCHER_KAFKA_SASL_PASSWORD"])
