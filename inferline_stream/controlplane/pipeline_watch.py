@@ -147,7 +147,10 @@ class Observer:
 
     def _state_at(self, now_s: float) -> PipelineState:
         view = self.view
-        state = view.state(now_s, time.time(), self.wanted)
+        seen, kinds = view.reports.groups, {group.name: group.hardware for group in view.context.pipeline.groups}
+        # Of groups that nobody decides on, the members that there are.
+        there: Replicas = {name: {kinds[name]: figures.members} for name, figures in seen.items()}
+        state = view.state(now_s, time.time(), self.wanted or there)
         ready = Counter[str]()
         for stage in state.stages:
             tried = (
@@ -202,7 +205,7 @@ async def watch_pipeline(
             TopicFollower(bootstrap_servers, names.assignments) as assignments,
         ):
             leader = await assignments.read_to(await assignments.end())
-            wanted = found.wanted or replicas_of_plan(plan.allocations)
+            wanted = found.wanted or ({} if pipeline.groups else replicas_of_plan(plan.allocations))
             if pipeline.groups:  # nobody reports of those
                 sample, reports = await _group_samples(stack, view, bootstrap_servers), None
             else:

@@ -8,12 +8,14 @@ import pytest
 
 from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.pool_reports import GroupFigures
 from inferline_stream.controlplane.pipeline_watch import Observer
 from inferline_stream.controlplane.records.control_records import Overrides
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.latency_histogram import LatencyHistogram
 from inferline_stream.observability.pipeline_state import StoredPlan
 from inferline_stream.observability.stage_counts import StageCounts
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -166,6 +168,17 @@ def test_who_watches_counts_the_price_of_a_version_that_is_tried_out() -> None:
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=held), 1.0)
     observer = Observer(seen, unread, unread, unread, unread, unread, Overrides(), {"a": {"cpu": 1}})
     assert observer._state_at(1.0).cost_per_hour == pytest.approx(0.2)
+
+
+def test_who_watches_shows_every_member_of_a_group_that_nobody_decides_on() -> None:
+    group = ConsumerGroup("a", group="a-v2", topic="in", hardware="cpu")
+    pipeline = Pipeline("p", slo="1s", stages=[group], hardware=[Hardware("cpu", 0.1)])
+    context = replace(a_context([Hardware("cpu", 0.1)]), pipeline=pipeline)
+    seen, unread = PipelineView(context, PLAN, MEASURED, {"a": 4}), cast("Any", None)
+    seen.reports.groups["a"] = GroupFigures(6, 1.0, None, "")
+    state = Observer(seen, unread, unread, unread, unread, unread, Overrides(), {})._state_at(1.0)
+    assert [counts.ready for counts in state.stages[0].replicas] == [6]
+    assert state.cost_per_hour == pytest.approx(0.6)
 
 
 def test_what_comes_into_an_inner_stage_is_what_dispatchers_read_as_offsets_count_markers_of_transactions_too() -> None:
