@@ -172,8 +172,8 @@ class GroupWatch:
                 watched.before.clear()
         except Unreachable as error:
             logger.warning(
-                "%s cannot be read (%s); throughput is learned only from overload. `topics --print` has the right that "
-                "is missing",
+                "%s cannot be read (%s); throughput is learned only from overload. Where Kafka has it, `topics "
+                "--print` has the right that is missing",
                 TOPIC, error,
             )  # fmt: skip
             return None
