@@ -35,7 +35,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
     """What a worker has done since it started."""
 
     events: int
-    """Of the topic that events enter by, finished by its agent."""
+    """Records of the topic that events enter by, finished by its agents."""
     busy_s: float
     """Time in which any agent had an event in hand."""
 

@@ -53,7 +53,7 @@ async def test_a_faust_app_is_scaled_and_its_throughput_is_what_its_agent_takes(
     assert workers.running == 0
 
 
-async def test_the_throughput_of_an_app_of_two_agents_is_of_the_topic_that_its_events_enter_by(
+async def test_the_throughput_of_an_app_of_several_agents_is_of_the_records_of_the_topic_that_its_events_enter_by(
     embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     servers, topic, group = embedded_broker.bootstrap_servers, f"t{secrets.token_hex(4)}", f"g{secrets.token_hex(4)}"

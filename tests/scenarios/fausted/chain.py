@@ -1,4 +1,7 @@
-"""A Faust app of two agents: a record that `look` has taken goes on to `pack`. They write down how long each takes."""
+"""A Faust app of agents: what `look` has taken goes on to `pack`, and both write down how long each takes.
+
+`note` takes the same records as `look`.
+"""
 
 import os
 import time
@@ -12,6 +15,7 @@ app = faust.App(
     broker_heartbeat_interval=0.5,
 )  # fmt: skip
 TIMES = Path(os.environ["SHOP_TIMES"])
+entered = app.topic(os.environ["SHOP_TOPIC"], value_serializer="raw")
 looked = app.topic(f"{os.environ['SHOP_TOPIC']}-looked", value_serializer="raw")
 
 
@@ -22,11 +26,17 @@ def work(agent: str, each_s: float) -> None:
         times.write(f"{time.perf_counter() - began_s}\n")
 
 
-@app.agent(app.topic(os.environ["SHOP_TOPIC"], value_serializer="raw"))
+@app.agent(entered)
 async def look(records):
     async for record in records:
         work("look", 0.01)
         await looked.send(value=record)
+
+
+@app.agent(entered)
+async def note(records):
+    async for _ in records:
+        pass
 
 
 @app.agent(looked)
