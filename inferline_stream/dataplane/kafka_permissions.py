@@ -80,7 +80,7 @@ def _of_groups(pipeline: Pipeline, names: Names) -> Iterator[Permission]:
     yield from _leads(names)
     yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token")
     yield from _on_topics("viewer", {topic: {"Read"} for topic in (*own, names.control)}, _STATUS)
-    yield from _overrides(names)
+    yield from _verifies_and_overrides(pipeline, names)
     for role, needed_by in roles:
         why = f"{needed_by}: throughput without overload; shows the offsets of all groups"
         yield Permission(role, "topic", COORDINATORS_TOPIC, False, ("Read",), why)
@@ -145,8 +145,7 @@ def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Itera
         seen[topic] = {"Read"}
     yield from _on_topics("viewer", seen, _STATUS)
     yield from (Permission("viewer", "group", route.group, False, ("Describe",), _STATUS) for route in routes)
-    yield from _on_topics("viewer", _to_verify(pipeline, names), "topics --bootstrap-servers")
-    yield from _overrides(names)
+    yield from _verifies_and_overrides(pipeline, names)
     letters = [names.dead_letters(topic) for topic in inputs]
     yield from _on_topics("operator", {topic: {"Read"} for topic in letters}, "dlq")
     yield from _on_topics("operator", {topic: {"Write"} for topic in (*inputs, *letters)}, "dlq replay")
@@ -158,7 +157,8 @@ def _leads(names: Names) -> Iterator[Permission]:
     yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
 
 
-def _overrides(names: Names) -> Iterator[Permission]:
+def _verifies_and_overrides(pipeline: Pipeline, names: Names) -> Iterator[Permission]:
+    yield from _on_topics("viewer", _to_verify(pipeline, names), "topics --bootstrap-servers")
     overridden = {names.assignments: {"Read"}, names.decisions: {"Read"}, names.control: {"Read", "Write"}}
     yield from _on_topics("operator", overridden, _OVERRIDES)
 
