@@ -24,6 +24,9 @@ CLASS_STRIDE = 1_000_000
 BACKGROUND_MARGIN = 1.1
 """So much faster than it has to be is what should be done by a time: what live events leave comes and goes."""
 
+BACKLOG_S = 30.0
+"""Fewer background events than would be served in so long may be all that came: they are not behind."""
+
 _LONGEST_NAME = 229
 """Of an inner topic without a pipeline's prefix: with it and with `.dlq` it has to fit into Kafka's 249 characters."""
 

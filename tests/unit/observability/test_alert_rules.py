@@ -72,6 +72,7 @@ def healthy(slo_s: float) -> dict[str, str]:
     found |= {series(f"inferline_device_{name}", **device): f"0{flat}" for name in ("lost", "xid")}
     found |= {series("inferline_stage_dispatchers", **stage): f"2{flat}"}
     found |= {series(f"inferline_background_{name}_per_second", topic="a"): f"5{flat}" for name in ("rate", "needed")}
+    found |= {series("inferline_background_left_records", topic="a"): f"151{flat}"}
     found |= {series("inferline_stage_service_time_ratio", **stage): f"1{flat}"}
     found |= {series("inferline_stage_service_time_seconds", **stage): f"{0.2 * slo_s}{flat}"}
     found |= {
@@ -238,6 +239,13 @@ def test_what_comes_close_to_an_alert_does_not_fire_it(tmp_path, slo_s, objectiv
     close = [name for name in NAMES if name not in (*BURNS, *ALL_OR_NOTHING)]
     cases = [(name, healthy(slo_s) | nearly(name, slo_s), 0) for name in close]
     assert promtool_test(tmp_path, slo_s, objective, cases) == ""
+
+
+@needs_promtool
+def test_background_events_that_come_more_slowly_than_their_rate_are_not_served_too_slowly(tmp_path):
+    few = healthy(0.25) | broken("InferlineBackgroundSlow", 0.25, 0.99)
+    few |= {series("inferline_background_left_records", topic="a"): f"20x{MINUTES}"}
+    assert promtool_test(tmp_path, 0.25, 0.99, [("InferlineBackgroundSlow", few, 0)]) == ""
 
 
 @needs_promtool
