@@ -42,7 +42,7 @@ from inferline_stream.controlplane.run_options import Endpoints
 from inferline_stream.dataplane.dispatcher.tracing import check_exporter
 from inferline_stream.dataplane.sample_files import read_arrivals
 from inferline_stream.dataplane.start_offsets import check_start
-from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
+from inferline_stream.errors import GateFailed, Infeasible, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.connection import refused, wait_for_kafka
 from inferline_stream.kafka.offsets import Offsets
@@ -288,7 +288,18 @@ async def _planned(
     inputs = inputs.limited(wanted.stock or (), absent=True)
     screen.step("planning")
     try:
-        plan = await asyncio.to_thread(planned, inputs, measured)
+        try:
+            plan = await asyncio.to_thread(planned, inputs, measured)
+        except Infeasible as error:
+            if slo_s is None:
+                raise
+            declared = format_duration(what.pipeline.slo_s)
+            screen.note(
+                f"{error}: planning for the topology's SLO of {declared}, "
+                "until a plan meets the one that people have set"
+            )
+            inputs = replace(inputs, slo_s=None)
+            plan = await asyncio.to_thread(planned, inputs, measured)
         if not wanted.platform.elsewhere:
             measured, plan = await rehearsed(
                 inputs,

@@ -169,17 +169,24 @@ async def test_what_is_set_in_a_pause_is_said_to_wait_for_resume(swing, embedded
         assert ("or the pause's time is over" in said) == held, said
 
 
-async def test_a_run_plans_for_the_slo_that_people_have_set_before_it_began(
-    embedded_broker: KafkaServer, tmp_path: Path
+@pytest.mark.parametrize(
+    ("slo", "slo_s", "noted"),
+    [
+        ("2s", 2.0, "planning for the SLO of 2s that people have set in place of 250ms"),
+        ("1ms", 0.25, "planning for the topology's SLO of 250ms, until a plan meets the one that people have set"),
+    ],
+)
+async def test_a_run_plans_for_the_slo_that_people_have_set_before_it_began_where_that_can_be_met(
+    embedded_broker: KafkaServer, tmp_path: Path, slo: str, slo_s: float, noted: str
 ) -> None:
     assert forked_command("init", str(tmp_path)).returncode == 0
-    where = "--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "again."
-    topics = topics_of(load_topology(tmp_path), "again.")
+    where = "--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", f"{slo}."
+    topics = topics_of(load_topology(tmp_path), f"{slo}.")
     await create_topics(embedded_broker.bootstrap_servers, topics, replication=1)
-    set_ = await asyncio.to_thread(forked_command, "scale", str(tmp_path), "--slo", "2s", *where)
+    set_ = await asyncio.to_thread(forked_command, "scale", str(tmp_path), "--slo", slo, *where)
     assert set_.returncode == 0, set_.stderr
     options = "--replay", "--duration", "3s", "--no-ui", "--metrics-port", "0", "--output", "json"
     done = await asyncio.to_thread(forked_command, "run", str(tmp_path), *options, *where)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["slo_s"] == 2.0
-    assert "planning for the SLO of 2s that people have set in place of 250ms" in done.stderr
+    assert json.loads(done.stdout)["slo_s"] == slo_s
+    assert noted in done.stderr
