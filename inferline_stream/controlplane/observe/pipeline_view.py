@@ -516,8 +516,9 @@ class PipelineView:
         offsets, allocations = self.offsets[stage], self.plan.allocations[stage]
         rates, use = offsets.rates(now_s, RECENT_S), self.core_use.total(stage)
         seen = self.reports.stage(stage, now_s)
-        # Of topics between stages, dispatchers know better: offsets count markers of transactions, too.
-        inner = bool(self.shape.parents(self.shape.stages.index(stage))) and not self.context.pipeline.groups
+        arrival_rate = seen.arrival_rate  # offsets of topics between stages count markers of transactions, too
+        if self.context.pipeline.groups or not self.shape.parents(self.shape.stages.index(stage)):
+            arrival_rate = sum(sum(each.rates(now_s, RECENT_S)) for _, each in self._histories(stage))
         planned, wanted_here = replicas_of_plan(self.plan.allocations)[stage], wanted.get(stage, {})
         kinds = sorted({*wanted_here, *planned})
         counts = []
@@ -541,7 +542,7 @@ class PipelineView:
             max_batch_size=max(a.max_batch_size for a in allocations),
             hold_s=hold_of(allocations),
             concurrency=max(a.concurrency for a in allocations),
-            arrival_rate=seen.arrival_rate if inner else sum(rates),
+            arrival_rate=arrival_rate,
             lags=offsets.lags(),
             lag_s=max(each.oldest_s(now_s) for _, each in self._histories(stage)),
             uncommitted_share=max(shares, default=None),

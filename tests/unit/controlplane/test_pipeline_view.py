@@ -197,3 +197,17 @@ def test_what_comes_into_an_inner_stage_is_what_dispatchers_read_as_offsets_coun
             seen.reports.add(PoolReport(stage, 1, stage, 0, "serving", second + 1, counts=counts), float(second))
     shown = seen.state(8.0, 0.0, {}).stages
     assert [stage.arrival_rate for stage in shown] == pytest.approx([22.0, 22.0])
+
+
+def test_what_comes_into_a_first_stage_is_of_every_live_class_as_it_is_further_on() -> None:
+    kind = Hardware("cpu", 0.1)
+    pipeline = Pipeline(
+        "p", slo="1s", source=[Topic("in"), Topic("premium", slo="500ms")], sink=Topic("out"), hardware=[kind],
+        stages=[Stage("a", same, hardware="cpu")],
+    )  # fmt: skip
+    context = replace(a_context([kind]), pipeline=pipeline)
+    seen = PipelineView(context, PLAN, MEASURED, {"a": 1}, further_classes(context, {"premium": {"a": 1}}))
+    for second in range(9):
+        seen.offsets["a"].reached(float(second), [20 * second])
+        seen.live["premium"].offsets["a"].reached(float(second), [5 * second])
+    assert seen.state(8.0, 0.0, {}).stages[0].arrival_rate == pytest.approx(25.0)
