@@ -35,9 +35,9 @@ class WorkerReport(msgspec.Struct, frozen=True):
     """What a worker has done since it started."""
 
     events: int
-    """That its agents have finished."""
+    """Records of the topic that events enter by, finished by its agents."""
     busy_s: float
-    """Time in which an agent had one of them in hand."""
+    """Time in which any agent had an event in hand."""
 
 
 class FaustWorkers:
@@ -47,6 +47,7 @@ class FaustWorkers:
         app: ``module:attribute``.
         folder: that it is imported from.
         group: declared name, for logs and folders.
+        topic: that events enter by; throughput is of its events.
         logs: folder of what workers print.
         data: folder of their tables, one for each worker.
         stop_s: longest that a worker may take to end.
@@ -58,13 +59,14 @@ class FaustWorkers:
         app: str,
         folder: Path,
         group: str,
+        topic: str,
         *,
         logs: Path,
         data: Path,
         stop_s: float = STOP_S,
         module: str = "inferline_stream.actuators.faust_worker",
     ) -> None:
-        self._app, self._folder, self._group, self._data = app, folder, group, data
+        self._app, self._folder, self._group, self._topic, self._data = app, folder, group, topic, data
         self._stop_s, self._module = stop_s, module
         self._logs = ChildLogs(logs)
         self._kept: dict[int, tuple[asyncio.Task[None], asyncio.Event]] = {}
@@ -111,7 +113,7 @@ class FaustWorkers:
         Its error is that of a ratio of sums: the root of Σ (events − throughput · busy)² over all reports, relative to
         the sum of events.
         """
-        seen = [report for report in self._reports if report.events]
+        seen = [report for report in self._reports if report.busy_s]
         events, busy_s = sum(report.events for report in seen), sum(report.busy_s for report in seen)
         if len(seen) < _FEWEST_REPORTS or events < _FEWEST_EVENTS or busy_s <= 0:
             return None
@@ -148,7 +150,7 @@ class FaustWorkers:
         reading, writing = os.pipe()
         try:
             with log.path.open("ab") as output:
-                words = [self._app, str(data), str(writing)]
+                words = [self._app, str(data), str(writing), self._topic]
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", self._module, *words,
                     cwd=self._folder, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,

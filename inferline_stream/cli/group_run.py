@@ -120,7 +120,7 @@ async def _workers(
                     found.every[group.name] = CommandWorkers(run, file.parent)
                 case FaustApp(app):
                     data = file.parent / ".inferline" / "faust" / pipeline.name
-                    faust = FaustWorkers(app, file.parent, group.name, logs=logs, data=data)
+                    faust = FaustWorkers(app, file.parent, group.name, group.topic, logs=logs, data=data)
                     found.every[group.name] = found.faust[group.name] = await stack.enter_async_context(faust)
                 case Deployment(name):
                     door = kubernetes_door()

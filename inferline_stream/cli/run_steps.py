@@ -35,21 +35,24 @@ from inferline_stream.cli.screen import Screen
 from inferline_stream.cli.stop_signals import Stopping
 from inferline_stream.cli.what_if_process import WhatIfOrder, WhatIfProcess
 from inferline_stream.connectors.sources.replay_process import replayed, together
+from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.run_inputs import FeedTo, NewestState, Run
 from inferline_stream.controlplane.run_options import Endpoints
 from inferline_stream.dataplane.dispatcher.tracing import check_exporter
 from inferline_stream.dataplane.sample_files import read_arrivals
 from inferline_stream.dataplane.start_offsets import check_start
-from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
+from inferline_stream.errors import GateFailed, Infeasible, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.connection import refused, wait_for_kafka
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import REPLICATION, ready_topics, topics_of
 from inferline_stream.observability.page.what_if_server import Answers
+from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace, merged
-from inferline_stream.pipeline.units import count_of
+from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.broker_process import embedded_broker_process
 from inferline_stream.runs.http_endpoints import served
@@ -276,11 +279,27 @@ async def _planned(
         take_profiles(what, wanted.profiles, wanted.platform.on)
     measured = await profiled(what, profiling_options(wanted.platform, wanted.bootstrap_servers), servers)
     cancelled = threading.Event()  # no cancellation reaches the thread that plans
-    inputs = PlanInputs(what=what, platform=wanted.platform, search=wanted.search, stop=cancelled.is_set)
+    if (slo_s := await _slo_set(wanted, what)) is not None:
+        screen.note(
+            f"planning for the SLO of {format_duration(slo_s)} that people have set in place of "
+            f"{format_duration(what.pipeline.slo_s)}: `inferline-stream resume --all` takes it back"
+        )
+    inputs = PlanInputs(what=what, platform=wanted.platform, search=wanted.search, slo_s=slo_s, stop=cancelled.is_set)
     inputs = inputs.limited(wanted.stock or (), absent=True)
     screen.step("planning")
     try:
-        plan = await asyncio.to_thread(planned, inputs, measured)
+        try:
+            plan = await asyncio.to_thread(planned, inputs, measured)
+        except Infeasible as error:
+            if slo_s is None:
+                raise
+            declared = format_duration(what.pipeline.slo_s)
+            screen.note(
+                f"{error}: planning for the topology's SLO of {declared}, "
+                "until a plan meets the one that people have set"
+            )
+            inputs = replace(inputs, slo_s=None)
+            plan = await asyncio.to_thread(planned, inputs, measured)
         if not wanted.platform.elsewhere:
             measured, plan = await rehearsed(
                 inputs,
@@ -295,6 +314,17 @@ async def _planned(
         cancelled.set()
         raise
     return inputs, measured, plan
+
+
+async def _slo_set(wanted: RunOptions, what: Declared) -> float | None:
+    """Return the SLO that people have set in place of the topology's, in seconds; None where nobody has."""
+    if wanted.bootstrap_servers is None:
+        return None
+    names = Names(what.pipeline.name, wanted.records.prefix)
+    async with Offsets(wanted.bootstrap_servers) as offsets:
+        if len(await offsets.existing([names.decisions, names.control])) < 2:  # it has never run there
+            return None
+    return (await recover(wanted.bootstrap_servers, names)).overrides.slo_s(time.time())
 
 
 def _logs(what: Declared) -> Path:

@@ -104,7 +104,7 @@ def scale(
     send(pipeline, running, [(override.key, override) for override in signed], output)
     if replicas == 0 and output == "table":
         ends = f"`inferline-stream resume {topology} {stage}`" + ("" if lasting is None else f", or {lasting} are over")
-        print(f"{pipeline.name}: {stage} has no replica then, and its events wait, until {ends}")
+        print(f"{pipeline.name}: once that is followed {stage} has no replica, and its events wait, until {ends}")
 
 
 def _refuse_for_groups(pipeline: Pipeline, given: Mapping[str, object]) -> None:
@@ -167,15 +167,21 @@ def _notice(pipeline: Pipeline, text: str) -> Override:
 
 
 def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Override | None]], output: str) -> None:
-    """Write overrides to the control topic, those without a value to take them back, and print which."""
+    """Write overrides to the control topic, those without a value to take them back, and print what follows."""
+    from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.controlplane.records.record_writers import write_overrides
 
-    asyncio.run(write_overrides(running.bootstrap_servers, Names(pipeline.name, running.prefix), records))
+    names = Names(pipeline.name, running.prefix)
+    asyncio.run(write_overrides(running.bootstrap_servers, names, records))
     if output == "json":
         print_json({"pipeline": pipeline.name, "overrides": [as_fields(key, override) for key, override in records]})
         return
     for key, override in records:
         print(f"{pipeline.name}: {key} is {'not set' if override is None else 'set'}; later decisions follow that")
+    overrides = asyncio.run(recover(running.bootstrap_servers, names)).overrides
+    if overrides.paused(time.time()):
+        lapses = "" if overrides.by_key["pause"].until_s is None else " or the pause's time is over"
+        print(f"{pipeline.name} is paused: no decision follows what is set, until `inferline-stream resume`{lapses}")
 
 
 def as_fields(key: str, override: Override | None) -> dict[str, object]:

@@ -23,6 +23,7 @@ from inferline_stream.observability.pipeline_state import (
     PipelineState,
     StageState,
 )
+from inferline_stream.pipeline.event_classes import BACKGROUND_MARGIN, BACKLOG_S
 from inferline_stream.pipeline.units import count_of, format_duration
 from inferline_stream.runs.report import RunReport
 
@@ -219,6 +220,9 @@ def background_words(of_class: BackgroundState) -> str:
     left = f"{of_class.left} left" if of_class.left else "done"
     done = f", done in {format_duration(of_class.done_in_s)}" if of_class.left and of_class.done_in_s else ""
     needed = f", {of_class.needed_rate:.1f}/s needed" if of_class.needed_rate else ""
+    slow = of_class.rate is not None and of_class.needed_rate > BACKGROUND_MARGIN * of_class.rate
+    if slow and of_class.left > BACKLOG_S * of_class.needed_rate:
+        needed += ": too slow"
     return f"background {of_class.topic}: {rate}{needed}, {left}{done}"
 
 

@@ -50,8 +50,7 @@ def topics(
 
     pipeline = pipeline_of(topology, groups=True)
     principals = _principals(principal or [])
-    # What consumer groups that run already read and write is theirs.
-    wanted, rights = [] if pipeline.groups else topics_of(pipeline, prefix), permissions(pipeline, prefix)
+    wanted, rights = topics_of(pipeline, prefix), permissions(pipeline, prefix)
     differences = uvloop.run(verify_topics(bootstrap_servers, wanted)) if bootstrap_servers else []
     if output == "json":
         _print_json(wanted, rights, [difference.text for difference in differences])

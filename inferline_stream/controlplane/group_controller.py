@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +120,7 @@ class GroupController:
                 self.fleet.wanted[group.name] = dict(before or {group.hardware: 1})
                 self.fleet.decided.add(group.name)
         self.fleet.changed()
+        self._said_s = asyncio.get_running_loop().time() + _SILENT_S - _TELL_S  # nothing is seen before the first looks
         async with AsyncExitStack() as stack:
             follow = self.context.kafka.follow(self.context.names.control, {0: self.found.control_offset})
             control = await stack.enter_async_context(follow)
@@ -171,7 +173,7 @@ class GroupController:
         sample = self.collector.sample(now_s)
         seen_s = 0.0 if sample is None else sample.duration_s
         if sample is None or (seen_s < LEAST_TRAFFIC_S and self.decider is None):
-            self._say(now_s, f"{seen_s:.0f} of {LEAST_TRAFFIC_S:.0f} s of traffic were seen")
+            self._say(now_s, f"{math.floor(seen_s)} of {LEAST_TRAFFIC_S:.0f} s of traffic were seen")
             return
         try:
             model = group_model(self.context.pipeline, learned)

@@ -147,7 +147,10 @@ class Observer:
 
     def _state_at(self, now_s: float) -> PipelineState:
         view = self.view
-        state = view.state(now_s, time.time(), self.wanted)
+        seen, kinds = view.reports.groups, {group.name: group.hardware for group in view.context.pipeline.groups}
+        # Of groups that nobody decides on, the members that there are.
+        there: Replicas = {name: {kinds[name]: figures.members} for name, figures in seen.items()}
+        state = view.state(now_s, time.time(), self.wanted or there)
         ready = Counter[str]()
         for stage in state.stages:
             tried = (
@@ -184,7 +187,8 @@ async def watch_pipeline(
         newest = found.plan or next(reversed(found.plans), None)  # after an orderly end, the last that was in force
         plan = None if newest is None else newest.plan
         if plan is None:
-            raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
+            then = "`run` prints what it waits for" if pipeline.groups else "try again in a moment"
+            raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; {then}")
         _of_these_stages(plan, shape)
         partitions = await input_partitions(offsets, context)
         measured = PipelineProfile({}, independent_paths(shape, {}), 0.0)
@@ -201,7 +205,7 @@ async def watch_pipeline(
             TopicFollower(bootstrap_servers, names.assignments) as assignments,
         ):
             leader = await assignments.read_to(await assignments.end())
-            wanted = found.wanted or replicas_of_plan(plan.allocations)
+            wanted = found.wanted or ({} if pipeline.groups else replicas_of_plan(plan.allocations))
             if pipeline.groups:  # nobody reports of those
                 sample, reports = await _group_samples(stack, view, bootstrap_servers), None
             else:

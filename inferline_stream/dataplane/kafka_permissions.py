@@ -51,9 +51,9 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
     Creating topics (`run` without ``--no-create-topics``) takes the controller Create on them as well. Further topics
     and groups that a connector is given on its command line take rights of their own.
     """
-    if pipeline.groups:
-        return list(_of_groups(pipeline))
     names = Names(pipeline.name, prefix)
+    if pipeline.groups:
+        return list(_of_groups(pipeline, names))
     routes = [of_class for route in every_route(pipeline, prefix).values() for of_class in route.classes]
     return [
         *_controller(pipeline, names, routes),
@@ -63,14 +63,24 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
     ]
 
 
-def _of_groups(pipeline: Pipeline) -> Iterator[Permission]:
-    """Consumer groups that run already are looked at; what their coordinator writes is listed apart."""
+def _of_groups(pipeline: Pipeline, names: Names) -> Iterator[Permission]:
+    """Consumer groups that run already are looked at, and led; what their coordinator writes is listed apart."""
     roles: tuple[tuple[Role, str], ...] = (("viewer", "advise"), ("controller", _RUN))
-    for role, needed_by in roles:
+    for role, needed_by in (*roles, ("viewer", _STATUS)):
         for topic in dict.fromkeys(group.topic for group in pipeline.groups):
             yield Permission(role, "topic", topic, False, ("Describe",), needed_by)
         for group in pipeline.groups:
             yield Permission(role, "group", group.group, False, ("Describe",), needed_by)
+    own, wanted = (names.assignments, names.decisions), _to_verify(pipeline, names)
+    for topic in (*own, names.control):
+        wanted[topic].add("Read")
+    for topic in own:
+        wanted[topic].add("Write")
+    yield from _on_topics("controller", wanted, _RUN)
+    yield from _leads(names)
+    yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token")
+    yield from _on_topics("viewer", {topic: {"Read"} for topic in (*own, names.control)}, _STATUS)
+    yield from _verifies_and_overrides(pipeline, names)
     for role, needed_by in roles:
         why = f"{needed_by}: throughput without overload; shows the offsets of all groups"
         yield Permission(role, "topic", COORDINATORS_TOPIC, False, ("Read",), why)
@@ -87,8 +97,7 @@ def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> I
         wanted[topic] |= {"Read", "Write"}
     yield from _on_topics("controller", wanted, _RUN)
     yield from (Permission("controller", "group", route.group, False, ("Read",), _RUN) for route in routes)
-    leader = f"{names.prefix}{names.pipeline}-controller"
-    yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
+    yield from _leads(names)
     yield from _slots("controller", names, routes)  # it ends what a dead dispatcher has left open
     for topic in dict.fromkeys((source, *(names.topic(own.name) for own in pipeline.own_sources.values()))):
         yield Permission("controller", "topic", topic, False, ("Write",), _FEED)
@@ -136,13 +145,22 @@ def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Itera
         seen[topic] = {"Read"}
     yield from _on_topics("viewer", seen, _STATUS)
     yield from (Permission("viewer", "group", route.group, False, ("Describe",), _STATUS) for route in routes)
-    yield from _on_topics("viewer", _to_verify(pipeline, names), "topics --bootstrap-servers")
-    overridden = {names.assignments: {"Read"}, names.decisions: {"Read"}, names.control: {"Read", "Write"}}
-    yield from _on_topics("operator", overridden, _OVERRIDES)
+    yield from _verifies_and_overrides(pipeline, names)
     letters = [names.dead_letters(topic) for topic in inputs]
     yield from _on_topics("operator", {topic: {"Read"} for topic in letters}, "dlq")
     yield from _on_topics("operator", {topic: {"Write"} for topic in (*inputs, *letters)}, "dlq replay")
     yield Permission("operator", "transactional-id", names.transactional_id("dlq"), False, ("Write",), "dlq replay")
+
+
+def _leads(names: Names) -> Iterator[Permission]:
+    leader = f"{names.prefix}{names.pipeline}-controller"
+    yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
+
+
+def _verifies_and_overrides(pipeline: Pipeline, names: Names) -> Iterator[Permission]:
+    yield from _on_topics("viewer", _to_verify(pipeline, names), "topics --bootstrap-servers")
+    overridden = {names.assignments: {"Read"}, names.decisions: {"Read"}, names.control: {"Read", "Write"}}
+    yield from _on_topics("operator", overridden, _OVERRIDES)
 
 
 def _sinks(pipeline: Pipeline, names: Names) -> list[str]:

@@ -40,6 +40,9 @@ _POLL_S = 0.25
 _TOPICS_S = 5.0
 """Between two looks at how many partitions the topics have."""
 
+_PAST_S = tuple(1.5**n for n in range(18, -1, -1))
+"""How long ago records' timestamps are asked for, when it begins: what waits may have come within the last 25 min."""
+
 _MOST_BEFORE = 2_000_000
 """Records of the log before now that are read, for the members that there are: about 20 s of work."""
 
@@ -60,6 +63,8 @@ class _Watched:
     before: dict[int, OffsetCommit] = field(default_factory=dict)
     """By partition, the last commit before it is watched, while the log is read."""
     others: set[str] = field(default_factory=set)
+    past: tuple[tuple[float, tuple[int, ...]], ...] = ()
+    """For its first look."""
     shares: bool = False
     """Whether it is a share group: it commits nothing, and its coordinator is asked what is left."""
 
@@ -84,8 +89,9 @@ class _Watched:
 
     def look(self, at_s: float, ends: tuple[int, ...], *, exact: bool) -> GroupLook:
         """Return what has come, and begin again."""
-        found = GroupLook(at_s, ends, tuple(self.commits), tuple(self.assignments), exact and not self.shares)
-        self.commits, self.assignments = [], []
+        exact = exact and not self.shares
+        found = GroupLook(at_s, ends, tuple(self.commits), tuple(self.assignments), exact, self.past)
+        self.commits, self.assignments, self.past = [], [], ()
         return found
 
 
@@ -126,7 +132,7 @@ class GroupWatch:
             for group in self._groups:
                 state = await self._offsets.state(group.topic)
                 self._partitions[group.topic] = state.partitions
-                self._watched[group.group] = _Watched(group, state.id)
+                self._watched[group.group] = _Watched(group, state.id, past=await self._past(group.topic))
             self._log = await self._open_log(stack)
             self._closing = stack.pop_all()
         return self
@@ -135,6 +141,16 @@ class GroupWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._closing.aclose()
+
+    async def _past(self, topic: str) -> tuple[tuple[float, tuple[int, ...]], ...]:
+        """Return earlier times and the ends of a topic then, by its records' timestamps, ascending."""
+        partitions = {topic: self._partitions[topic]}
+        ends, found, now_s = (await self._offsets.ends(partitions))[topic], [], self._now_s()
+        for ago_s in _PAST_S:
+            since = await self._offsets.first_since(partitions, int((now_s - ago_s) * 1e3))
+            first = {tp.partition: at.offset for tp, at in since.items()}
+            found.append((now_s - ago_s, tuple(first.get(p, end) for p, end in enumerate(ends))))
+        return tuple(found)
 
     def other_topics(self, group: str) -> frozenset[str]:
         """Return further topics that a group, by its id, has committed offsets of."""
@@ -156,8 +172,8 @@ class GroupWatch:
                 watched.before.clear()
         except Unreachable as error:
             logger.warning(
-                "%s cannot be read (%s); throughput is learned only from overload. `topics --print` has the right that "
-                "is missing",
+                "%s cannot be read (%s); throughput is learned only from overload. Where Kafka has it, `topics "
+                "--print` has the right that is missing",
                 TOPIC, error,
             )  # fmt: skip
             return None

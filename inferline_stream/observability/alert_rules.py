@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferline_stream.observability.latency_histogram import bucket_label
+from inferline_stream.pipeline.event_classes import BACKGROUND_MARGIN, BACKLOG_S
 from inferline_stream.pipeline.fallback import UNMET_SHARE
 from inferline_stream.tuner.error_budget import FAST_BURN, LARGEST_RATIO
 
@@ -372,6 +373,17 @@ def _loss_alerts(target: Target) -> Iterator[Alert]:
         "It is there for the time until replicas have started. See with `inferline-stream explain` why there are no "
         "more: a limit, the stock, or replicas that take longer than profiled.",
         hold=time("5m"),
+    )
+    yield Alert(
+        "InferlineBackgroundSlow",
+        f"inferline_background_needed_per_second{{{match}}} > "
+        f"{BACKGROUND_MARGIN:g} * inferline_background_rate_per_second{{{match}}} and "
+        f"inferline_background_left_records{{{match}}} > "
+        f"{BACKLOG_S:g} * inferline_background_needed_per_second{{{match}}}",
+        "Background events of {{ $labels.topic }} are served too slowly: {{ $value | humanize }}/s are needed",
+        "They get less than their rate, or will not be done by finish_by at this pace. `inferline-stream explain` says "
+        "what holds replicas back: a limit, the stock, a pause. Else ask for less, or for later.",
+        hold=time("10m"),
     )
     yield Alert(
         "InferlineDeadLettersExpire",

@@ -146,7 +146,11 @@ class StageState:
     replicas: tuple[ReplicaCounts, ...] = ()
     total: StageCounts = field(default_factory=StageCounts)
     """Since the start of the run, of all dispatchers that ever were."""
-    arrival_rate: float = gauge("stage_arrival_rate_per_second", "Records per second into the stage, recent mean.", 0.0)
+    arrival_rate: float = gauge(
+        "stage_arrival_rate_per_second",
+        "Records per second into the stage, recent mean; of an inner one, those that it reads.",
+        0.0,
+    )
     utilization: float | None = gauge(
         "stage_utilization_ratio", "Busy share of the stage's replicas, recent mean.", None
     )

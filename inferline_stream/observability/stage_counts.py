@@ -106,6 +106,8 @@ class StageCounts:
     degraded: int = counter("stage_degraded", "Events that the stage's fallback has made.", 0)
     batches_lost: int = counter("stage_batches_lost", "Batches in hand of a replica that ended or was given up.", 0)
     """Each was run again."""
+    records: int = 0
+    """Read from the stage's topic. Those that are read once more count again."""
     replica_s: float = 0.0
     """Time in which replicas were ready."""
     cpu_s: float = 0.0

@@ -21,6 +21,12 @@ from inferline_stream.pipeline.units import duration_s, moment_s
 CLASS_STRIDE = 1_000_000
 """No topic has so many partitions."""
 
+BACKGROUND_MARGIN = 1.1
+"""So much faster than it has to be is what should be done by a time: what live events leave comes and goes."""
+
+BACKLOG_S = 30.0
+"""Fewer background events than would be served in so long may be all that came: they are not behind."""
+
 _LONGEST_NAME = 229
 """Of an inner topic without a pipeline's prefix: with it and with `.dlq` it has to fit into Kafka's 249 characters."""
 

@@ -49,6 +49,8 @@ class GroupLook:
         assignments: since the look before, in their order; the first that is ever seen comes with the first look.
         exact: whether Kafka itself says when each commit was made; otherwise a commit has the time of the look that
             has found it, and only spans over many of them have a length.
+        past: with the first look, earlier times and the ends then by the records' timestamps, ascending; without
+            partitions that were added since.
     """
 
     at_s: float
@@ -56,3 +58,4 @@ class GroupLook:
     commits: tuple[OffsetCommit, ...] = ()
     assignments: tuple[Assignment, ...] = ()
     exact: bool = True
+    past: tuple[tuple[float, tuple[int, ...]], ...] = ()

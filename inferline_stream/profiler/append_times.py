@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 
 _MOST_STEPS = 20_000
 """Of a partition that is far behind; then every second one is forgotten, and times get coarser."""
@@ -12,18 +13,22 @@ class AppendTimes:
     """Times of a partition's records that are not committed yet.
 
     Records that came between two looks are taken for evenly spread between them; those that were there at the first
-    look, for appended then.
+    of all times, for appended then.
 
     Args:
         at_s: of the first look.
         end: end offset then.
+        past: earlier times and the end offset then, ascending.
     """
 
-    def __init__(self, at_s: float, end: int) -> None:
-        self.first_end = self.end = end
-        self._looked_s = at_s
+    def __init__(self, at_s: float, end: int, past: Iterable[tuple[float, int]] = ()) -> None:
+        (first_s, first), *later = (*past, (at_s, end))
+        self.first_end, self.end = end, first
+        self._looked_s = first_s
         # Step i brought the records up to _ends[i], between _from_s[i] and _until_s[i].
-        self._ends, self._from_s, self._until_s = [end], [at_s], [at_s]
+        self._ends, self._from_s, self._until_s = [first], [first_s], [first_s]
+        for then_s, there in later:
+            self.look(then_s, there)
 
     def look(self, at_s: float, end: int) -> None:
         """Take in the end offset at a later time."""

@@ -129,7 +129,8 @@ class GroupLearner:
         self._exact, self._now_s = look.exact, look.at_s
         for partition, end in enumerate(look.ends):
             if partition >= len(self._logs):
-                self._logs.append(AppendTimes(look.at_s, end))
+                past = ((at_s, ends[partition]) for at_s, ends in look.past if partition < len(ends))
+                self._logs.append(AppendTimes(look.at_s, end, past))
             elif end >= self._logs[partition].end:
                 self._logs[partition].look(look.at_s, end)
             else:  # the topic was deleted and created again

@@ -60,8 +60,8 @@ class Seen:
             if others
         ]
         refused = (
-            "__consumer_offsets cannot be read, so throughput is known only from overload; `topics --print` has the "
-            "right that is missing"
+            "__consumer_offsets cannot be read, so throughput is known only from overload; where Kafka has it, "
+            "`topics --print` has the right that is missing"
         )
         silent = [f"group {name!r}: {why}" for name, why in unanswered.items()]
         self.notes = (*shared, *silent, *([] if exact else [refused]))

@@ -304,7 +304,7 @@ async def _faust(topic: _Topic, length_s: float) -> Figures:
     app = FaustApp("shop:app")
     group = ConsumerGroup("look", group=topic.name, topic=topic.name, workers=app, hardware=HARDWARE)
     logs, data = topic.folder / "logs", topic.folder / "data"
-    async with FaustWorkers(app.app, _FAUST_APP, "look", logs=logs, data=data) as workers:
+    async with FaustWorkers(app.app, _FAUST_APP, "look", topic.name, logs=logs, data=data) as workers:
         report = await _led(topic, _run(topic, group, {"look": workers}), length_s)
     times_s = [float(word) for file in topic.folder.glob("*.txt") for word in file.read_text().split()]
     changes = sum(decision.action.startswith("scale") for decision in report.decisions)

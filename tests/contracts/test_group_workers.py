@@ -74,8 +74,9 @@ async def by_command(stack: AsyncExitStack, make_api: MakeApi, folder: Path) -> 
 
 async def of_faust(stack: AsyncExitStack, make_api: MakeApi, folder: Path) -> Subject:
     workers = FaustWorkers(
-        "shop:app", folder, "g", logs=folder / "logs", data=folder / "data", stop_s=5.0, module="faust_worker_double"
-    )
+        "shop:app", folder, "g", "orders",
+        logs=folder / "logs", data=folder / "data", stop_s=5.0, module="faust_worker_double",
+    )  # fmt: skip
     await stack.enter_async_context(workers)
 
     async def outside() -> int:
@@ -166,7 +167,7 @@ async def test_a_command_that_cannot_run_or_does_not_end_is_an_error(run: str, w
 
 async def test_faust_workers_that_end_start_again_and_their_reports_give_the_throughput(tmp_path: Path) -> None:
     double = {"logs": tmp_path / "logs", "data": tmp_path / "data", "module": "faust_worker_double"}
-    async with FaustWorkers("shop:app", tmp_path, "g", **double) as workers:  # type: ignore[arg-type]
+    async with FaustWorkers("shop:app", tmp_path, "g", "orders", **double) as workers:  # type: ignore[arg-type]
         await workers.scale(2)
         async with asyncio.timeout(DEADLINE_S):
             while (found := workers.throughput()) is None or workers.running != 2:

@@ -32,7 +32,7 @@ from inferline_stream.dataplane.dead_letters import Letter, dead_letters, send_a
 from inferline_stream.dataplane.kafka_permissions import ROLES, permissions
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics, topics_of
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
@@ -240,6 +240,27 @@ async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints_for_e
     async with watch_pipeline(pipeline, servers, prefix, from_environment()) as observer:
         assert len((await observer.look(0.0)).stages) == len(pipeline.stages)
     assert [letter.value for letter in (await send_again(servers, pipeline, prefix)).sent] == [b"a letter"]
+
+
+async def test_groups_are_led_and_looked_at_with_the_rights_that_topics_prints(secured, tmp_path):
+    topology, prefix, own = tmp_path / "topology.py", "groups.", secured.kafka.bootstrap_servers
+    topology.write_text(
+        "from inferline_stream import Command, ConsumerGroup, Pipeline\n"
+        'rank = ConsumerGroup("rank", group="rank-v1", topic="posts", workers=Command("true {replicas}"))\n'
+        'pipeline = Pipeline("adopted", slo="5s", stages=[rank])\n'
+    )
+    pipeline = load_topology(topology)
+    await create_topics(own, [*topics_of(pipeline, prefix), WantedTopic("posts", 2, "theirs")], replication=1)
+    grant(own, topology, prefix, {"controller": "alice", "viewer": "carol", "operator": "carol"})
+    where = "--bootstrap-servers", secured.bootstrap_servers, "--prefix", prefix
+    done = await asyncio.to_thread(
+        run, topology, *where, "--no-create-topics", "--duration", "3s", environment=secured.environment(user="alice")
+    )
+    assert done.returncode == 0, done.stderr
+    for verb, code, said in (("pause", 0, ""), ("explain", 0, ""), ("status", 5, "`run` prints what it waits for")):
+        environment = {**os.environ, **secured.environment(user="carol")}
+        done = await asyncio.to_thread(forked_command, verb, str(topology), *where, environment=environment)
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
 
 
 @pytest.mark.parametrize("whose", ["INFERLINE_KAFKA_SASL_PASSWORD", "INFERLINE_DISPATCHER_KAFKA_SASL_PASSWORD"])

@@ -13,6 +13,8 @@ from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import CodeVersion, Override
 from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
@@ -112,7 +114,7 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         assert await until(taken_back, 60.0)
         code, said = await verb(run, "scale", "parse", "0", "--for", "1ms")
         assert code == 0
-        assert "parse has no replica then, and its events wait, until `inferline-stream resume" in said
+        assert "once that is followed parse has no replica, and its events wait, until `inferline-stream resume" in said
 
         own = str(run.topology.resolve())
         promoted = Override("code", value=time.time(), code=CodeVersion("ab12", str(beside), replaces=own))
@@ -149,3 +151,42 @@ async def test_what_cannot_be_set_is_said_with_the_remedy(swing, embedded_broker
     for (given, remedy), (code, said) in zip(cases, outcomes, strict=True):
         assert (given, code) == (given, 2)
         assert remedy in said
+
+
+async def test_what_is_set_in_a_pause_is_said_to_wait_for_resume(swing, embedded_broker: KafkaServer) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 1)])
+    wanted = topics_of(run.pipeline, run.records.prefix)
+    await create_topics(run.bootstrap_servers, wanted, replication=1)
+    waits = "is paused: no decision follows what is set, until `inferline-stream resume`"
+    for given, held in (
+        (("scale", "parse", "2"), False),
+        (("pause", "--for", "1h"), True),
+        (("scale", "parse", "0"), True),
+        (("resume",), False),
+    ):
+        code, said = await verb(run, *given)
+        assert (given, code, waits in said) == (given, 0, held), said
+        assert ("or the pause's time is over" in said) == held, said
+
+
+@pytest.mark.parametrize(
+    ("slo", "slo_s", "noted"),
+    [
+        ("2s", 2.0, "planning for the SLO of 2s that people have set in place of 250ms"),
+        ("1ms", 0.25, "planning for the topology's SLO of 250ms, until a plan meets the one that people have set"),
+    ],
+)
+async def test_a_run_plans_for_the_slo_that_people_have_set_before_it_began_where_that_can_be_met(
+    embedded_broker: KafkaServer, tmp_path: Path, slo: str, slo_s: float, noted: str
+) -> None:
+    assert forked_command("init", str(tmp_path)).returncode == 0
+    where = "--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", f"{slo}."
+    topics = topics_of(load_topology(tmp_path), f"{slo}.")
+    await create_topics(embedded_broker.bootstrap_servers, topics, replication=1)
+    set_ = await asyncio.to_thread(forked_command, "scale", str(tmp_path), "--slo", slo, *where)
+    assert set_.returncode == 0, set_.stderr
+    options = "--replay", "--duration", "3s", "--no-ui", "--metrics-port", "0", "--output", "json"
+    done = await asyncio.to_thread(forked_command, "run", str(tmp_path), *options, *where)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["slo_s"] == slo_s
+    assert noted in done.stderr

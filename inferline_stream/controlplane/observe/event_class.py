@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.pipeline.event_classes import BACKGROUND_MARGIN
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.topology import Topic
 from inferline_stream.pipeline.units import moment_s
@@ -17,9 +18,6 @@ _RATE_OVER_S = 300.0
 """A forecast takes the rate of so long: what live events leave idle comes and goes with them."""
 
 _LOOKS_APART_S, _SHORTEST_S = 1.0, 2.0
-
-SPARE = 1.1
-"""So much faster than it has to be is what should be done by a time: what live events leave comes and goes."""
 
 SHORTEST_S = 60.0
 """What should have been done by now, or soon, is planned to be done in so long."""
@@ -73,7 +71,7 @@ class EventClass:
         """
         if not self.background or not self.left:
             return 0.0
-        due = 0.0 if self.finish_s is None else SPARE * self.left / max(SHORTEST_S, self.finish_s - time_s)
+        due = 0.0 if self.finish_s is None else BACKGROUND_MARGIN * self.left / max(SHORTEST_S, self.finish_s - time_s)
         return max(self.rate_guaranteed, due)
 
     def look(self, now_s: float) -> None:

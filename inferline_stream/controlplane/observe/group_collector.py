@@ -173,12 +173,14 @@ class GroupCollector:
     def _why(self, group: ConsumerGroup, watch: Looks) -> str:
         """Why nothing can be decided on a group, in words; empty where it can."""
         seen, others = self._seen[group.name], sorted(watch.other_topics(group.group))
+        if isinstance(group.workers, FaustApp):  # nobody else starts them, and they report what all agents do
+            return ""
         if others:
             return (
                 f"group {group.group!r} reads {', '.join(others)} beside {group.topic}: its members are shared by all, "
                 "so give each topic a group of its own"
             )
-        if not seen.members and not seen.committed and not isinstance(group.workers, FaustApp):
+        if not seen.members and not seen.committed:
             return f"group {group.group!r} has no member and has committed nothing of {group.topic}: is that its id?"
         return ""
 

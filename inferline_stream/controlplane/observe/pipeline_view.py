@@ -515,6 +515,10 @@ class PipelineView:
     def _stage_state(self, stage: str, now_s: float, wanted: Replicas, limit: str, slots: int) -> StageState:
         offsets, allocations = self.offsets[stage], self.plan.allocations[stage]
         rates, use = offsets.rates(now_s, RECENT_S), self.core_use.total(stage)
+        seen = self.reports.stage(stage, now_s)
+        arrival_rate = seen.arrival_rate  # offsets of topics between stages count markers of transactions, too
+        if self.context.pipeline.groups or not self.shape.parents(self.shape.stages.index(stage)):
+            arrival_rate = sum(sum(each.rates(now_s, RECENT_S)) for _, each in self._histories(stage))
         planned, wanted_here = replicas_of_plan(self.plan.allocations)[stage], wanted.get(stage, {})
         kinds = sorted({*wanted_here, *planned})
         counts = []
@@ -532,13 +536,13 @@ class PipelineView:
         shares = [share for each in histories if (share := each.uncommitted_share()) is not None]
         stuck = tuple(p for p, idle_s in self._idle_s(stage, now_s).items() if idle_s > STUCK_AFTER_S)
         return replace(
-            self.reports.stage(stage, now_s),
+            seen,
             replicas=tuple(counts),
             total=self.reports.total(stage),
             max_batch_size=max(a.max_batch_size for a in allocations),
             hold_s=hold_of(allocations),
             concurrency=max(a.concurrency for a in allocations),
-            arrival_rate=sum(rates),
+            arrival_rate=arrival_rate,
             lags=offsets.lags(),
             lag_s=max(each.oldest_s(now_s) for _, each in self._histories(stage)),
             uncommitted_share=max(shares, default=None),

@@ -374,10 +374,12 @@ class PoolReports:
         slowed = slowdowns(self.measured, {name: recent}, _FEWEST_BATCHES, waited_s)
         pairs = [pair for k in known if (pair := k.between(now_s - RECENT_S)) is not None and pair[0] > 0]
         loads = [(last.counts.cpu_s - first.counts.cpu_s) / seconds for seconds, first, last in pairs]
+        records = sum((last.counts.records - first.counts.records) / seconds for seconds, first, last in pairs)
         heard = [k.heard_s for k in known if k.living] or [max(k.heard_s for k in known)] if known else []
         batches = recent.batches
         return StageState(
             name,
+            arrival_rate=records,
             wait_s=recent.wait_s / recent.events if recent.events else None,
             service_time_s=recent.service_s / batches if batches else None,
             predicted_service_s=self._predicted_s(name, recent),

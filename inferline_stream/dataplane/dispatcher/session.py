@@ -230,8 +230,9 @@ class Session:
         for number, records in read.records.items():
             partition = self.partitions.get(number)
             if partition is not None and not partition.halted:
-                intake = self._intakes[partition.class_number]
+                intake, counts = self._intakes[partition.class_number], slot.counts[partition.class_number]
                 for record in records:
+                    counts.records += 1
                     intake.take_in(partition, record)
         live = [intake for number, intake in self._intakes.items() if number not in slot.routes.backgrounds]
         if live:

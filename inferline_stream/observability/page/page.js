@@ -64,7 +64,8 @@ function tiles(state) {
 function background(state) {
   const words = (of) => {
     if (!of.left) return `${of.topic}: done`;
-    const rate = of.rate === null ? "" : ` at ${number(of.rate)}/s`;
+    const needed = of.needed_rate ? ` of ${number(of.needed_rate)}/s needed` : "";
+    const rate = of.rate === null ? "" : ` at ${number(of.rate)}/s${needed}`;
     return `${of.topic}: ${number(of.left)} left${rate}${of.done_in_s === null ? "" : `, done in ${seconds(of.done_in_s)}`}`;
   };
   const share = (of) => `${of.topic}: P99 ${of.recent_p99_s === null ? "–" : seconds(of.recent_p99_s)} of ${seconds(of.slo_s)}, ${percent(of.recent_late_share ?? 0, 1)} late`;

@@ -165,6 +165,7 @@ FILLED: tuple[Any, ...] = (
             copies=12,
             network_s=0.5,
             batches_lost=2,
+            records=50,
             canaries={"5fa2/0.1": CanaryCounts(10, 90, 9, 1, 8, 2, LogTimes(3, 0.1, 0.2), LogTimes(9, 0.2, 0.3))},
         ),
         background={"archive": StageCounts(events=5)},

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from inferline_stream.cli.plan_steps import plan_table
-from inferline_stream.cli.screen import StagesTable, isolation_words
+from inferline_stream.cli.screen import StagesTable, background_words, isolation_words
 from inferline_stream.cli.status import controller_line, status_tables
 from inferline_stream.observability.page.snapshot import snapshot
 from inferline_stream.observability.pipeline_state import (
@@ -48,6 +48,10 @@ def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() ->
         "utilization": "70%", "dispatcher": "25%", "lag": "6",
     } == shown  # fmt: skip
     assert " ".join(background) == "background archive: 5.0/s, 4.0/s needed, 10 left, done in 2s"
+    assert background_words(replace(state.backgrounds[0], rate=3.0, left=121)) == (
+        "background archive: 3.0/s, 4.0/s needed: too slow, 121 left, done in 2s"
+    )
+    assert "too slow" not in background_words(replace(state.backgrounds[0], rate=3.0, left=119))  # no more may come
     assert " ".join(trouble) == "language: the sample event fails"
     assert " ".join(late) == "language: 2 events can no longer be on time; the oldest entered 60m ago"
     assert " ".join(behind).startswith("language: records are up to 60m older than others before them, and go last:")

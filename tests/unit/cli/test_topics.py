@@ -64,10 +64,17 @@ def test_of_groups_that_run_already_reading_what_their_coordinator_writes_is_a_r
     done = CliRunner().invoke(app, ["topics", str(tmp_path), "--output", "json"], catch_exceptions=False)
 
     document = json.loads(done.stdout)
-    rights = [(r["resource"], r["name"], r["operations"]) for r in document["permissions"] if r["role"] == "viewer"]
-    assert document["topics"] == []
+    advised = [r for r in document["permissions"] if r["needed_by"].startswith("advise")]
+    rights = [(r["resource"], r["name"], r["operations"]) for r in advised]
+    assert [topic["name"] for topic in document["topics"]] == [
+        f"adopted.{own}" for own in ("assignments", "decisions", "control")
+    ]
     assert rights[:2] == [("topic", "posts", ["Describe"]), ("group", "rank-v1", ["Describe"])]
     assert rights[2:] == [("topic", "__consumer_offsets", ["Read"])]
+    verified = [r for r in document["permissions"] if r["needed_by"] == "topics --bootstrap-servers"]
+    assert {r["name"] for r in verified if "DescribeConfigs" in r["operations"]} == {
+        topic["name"] for topic in document["topics"] if topic["settings"]
+    }
     apart = {r["needed_by"] for r in document["permissions"] if r["name"] == "__consumer_offsets"}
     assert apart.isdisjoint(r["needed_by"] for r in document["permissions"] if r["name"] != "__consumer_offsets")
 

@@ -22,7 +22,7 @@ from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import Override, Overrides
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
-from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup
+from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup, FaustApp
 from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.runs.archive import read_events, read_record, write_record
@@ -40,6 +40,7 @@ MU = MOST / (FIXED_S + PER_EVENT_S * MOST)
 """80/s of a worker at full batches."""
 
 PAUSE_S = 0.5
+COMMAND = Command("scale {replicas}")
 
 
 class Plant:
@@ -142,10 +143,10 @@ class Plant:
 class World:
     """A plant and the controller that leads it."""
 
-    def __init__(self, plant: Plant) -> None:
+    def __init__(self, plant: Plant, declared: Command | FaustApp = COMMAND) -> None:
         self.plant = plant
         plants = {"enrich": plant} | ({} if plant.slower is None else {"audit": plant.slower})
-        groups = [ConsumerGroup(n, group=f"{n}-v2", topic="posts", workers=Command("scale {replicas}")) for n in plants]
+        groups = [ConsumerGroup(n, group=f"{n}-v2", topic="posts", workers=declared) for n in plants]
         pipeline = Pipeline("p", slo="5s", stages=groups)
         self.kafka: Any = MemoryKafka("posts", plant.partitions, lambda: 0, lambda: 0)
         self.context = PipelineContext(pipeline, self.kafka, Settings())
@@ -186,8 +187,8 @@ def _planned_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_controller.asyncio, "to_thread", here)
 
 
-def led(plant: Plant, story: Callable[[World], Any]) -> World:
-    world = World(plant)
+def led(plant: Plant, story: Callable[[World], Any], declared: Command | FaustApp = COMMAND) -> World:
+    world = World(plant, declared)
 
     async def played() -> None:
         leading = asyncio.create_task(world.controller.lead())
@@ -318,6 +319,30 @@ def test_whatever_happens_to_a_group_the_loop_holds_says_why_and_goes_on(caplog:
     assert len(world.decisions()) < 40
     assert world.controller.loop.failures == 0
     assert "Traceback" not in caplog.text
+
+
+def test_while_it_learns_it_says_what_is_missing_still() -> None:
+    said: list[str] = []
+
+    async def story(world: World) -> None:
+        world.controller.step_text = said.append
+        await world.until(lambda: world.controller.decider is not None, 90.0)
+
+    led(Plant(lambda now_s: 60.0, members=1), story)
+    assert not [text for text in said if "no record has come yet" in text or "60 of 60 s" in text]
+    assert said[0] == "watching: the throughput of enrich is not known yet"
+
+
+def test_a_faust_app_is_decided_on_although_its_agents_read_other_topics_too() -> None:
+    plant = Plant(lambda now_s: 60.0, members=1)
+    plant.others = frozenset({"packed"})
+
+    async def story(world: World) -> None:
+        await world.until(lambda: world.controller.decider is not None, 90.0)
+        plant.rate = lambda now_s: 120.0
+        await world.until(lambda: plant.members > 1, 60.0)
+
+    led(plant, story, FaustApp("shop:app"))
 
 
 def test_two_groups_on_one_topic_each_follow_it() -> None:

@@ -8,12 +8,14 @@ import pytest
 
 from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.pool_reports import GroupFigures
 from inferline_stream.controlplane.pipeline_watch import Observer
 from inferline_stream.controlplane.records.control_records import Overrides
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.latency_histogram import LatencyHistogram
 from inferline_stream.observability.pipeline_state import StoredPlan
 from inferline_stream.observability.stage_counts import StageCounts
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -166,3 +168,46 @@ def test_who_watches_counts_the_price_of_a_version_that_is_tried_out() -> None:
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=held), 1.0)
     observer = Observer(seen, unread, unread, unread, unread, unread, Overrides(), {"a": {"cpu": 1}})
     assert observer._state_at(1.0).cost_per_hour == pytest.approx(0.2)
+
+
+def test_who_watches_shows_every_member_of_a_group_that_nobody_decides_on() -> None:
+    group = ConsumerGroup("a", group="a-v2", topic="in", hardware="cpu")
+    pipeline = Pipeline("p", slo="1s", stages=[group], hardware=[Hardware("cpu", 0.1)])
+    context = replace(a_context([Hardware("cpu", 0.1)]), pipeline=pipeline)
+    seen, unread = PipelineView(context, PLAN, MEASURED, {"a": 4}), cast("Any", None)
+    seen.reports.groups["a"] = GroupFigures(6, 1.0, None, "")
+    state = Observer(seen, unread, unread, unread, unread, unread, Overrides(), {})._state_at(1.0)
+    assert [counts.ready for counts in state.stages[0].replicas] == [6]
+    assert state.cost_per_hour == pytest.approx(0.6)
+
+
+def test_what_comes_into_an_inner_stage_is_what_dispatchers_read_as_offsets_count_markers_of_transactions_too() -> None:
+    kind = Hardware("cpu", 0.1)
+    first = Stage("a", same, hardware="cpu")
+    pipeline = Pipeline(
+        "p", slo="1s", source=Topic("in"), sink=Topic("out"), hardware=[kind],
+        stages=[first, Stage("b", same, hardware="cpu", after=[first])],
+    )  # fmt: skip
+    plan = replace(PLAN, allocations=dict.fromkeys("ab", (Allocation("cpu", 1, 1),)))
+    seen = PipelineView(replace(a_context([kind]), pipeline=pipeline), plan, MEASURED, {"a": 1, "b": 1})
+    for second in range(9):
+        for stage, rate in (("a", 22), ("b", 42)):
+            seen.offsets[stage].reached(float(second), [rate * second])
+            counts = StageCounts(records=22 * second)
+            seen.reports.add(PoolReport(stage, 1, stage, 0, "serving", second + 1, counts=counts), float(second))
+    shown = seen.state(8.0, 0.0, {}).stages
+    assert [stage.arrival_rate for stage in shown] == pytest.approx([22.0, 22.0])
+
+
+def test_what_comes_into_a_first_stage_is_of_every_live_class_as_it_is_further_on() -> None:
+    kind = Hardware("cpu", 0.1)
+    pipeline = Pipeline(
+        "p", slo="1s", source=[Topic("in"), Topic("premium", slo="500ms")], sink=Topic("out"), hardware=[kind],
+        stages=[Stage("a", same, hardware="cpu")],
+    )  # fmt: skip
+    context = replace(a_context([kind]), pipeline=pipeline)
+    seen = PipelineView(context, PLAN, MEASURED, {"a": 1}, further_classes(context, {"premium": {"a": 1}}))
+    for second in range(9):
+        seen.offsets["a"].reached(float(second), [20 * second])
+        seen.live["premium"].offsets["a"].reached(float(second), [5 * second])
+    assert seen.state(8.0, 0.0, {}).stages[0].arrival_rate == pytest.approx(25.0)

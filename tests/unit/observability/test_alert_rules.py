@@ -71,6 +71,8 @@ def healthy(slo_s: float) -> dict[str, str]:
     device = {"device": "GPU-a", "model": "Tesla T4"}
     found |= {series(f"inferline_device_{name}", **device): f"0{flat}" for name in ("lost", "xid")}
     found |= {series("inferline_stage_dispatchers", **stage): f"2{flat}"}
+    found |= {series(f"inferline_background_{name}_per_second", topic="a"): f"5{flat}" for name in ("rate", "needed")}
+    found |= {series("inferline_background_left_records", topic="a"): f"151{flat}"}
     found |= {series("inferline_stage_service_time_ratio", **stage): f"1{flat}"}
     found |= {series("inferline_stage_service_time_seconds", **stage): f"{0.2 * slo_s}{flat}"}
     found |= {
@@ -121,6 +123,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineClockLead": {series("inferline_stage_clock_lead_seconds", **stage): f"86400{flat}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+1x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"0+1x{MINUTES}"},
+        "InferlineBackgroundSlow": {series("inferline_background_rate_per_second", topic="a"): f"4{flat}"},
         "InferlineDegraded": {series("inferline_stage_degraded_ratio", **stage): f"0.03{flat}"},
         "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.85{flat}"},
         "InferlineScalingIneffective": {
@@ -159,6 +162,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
         "InferlineClockLead": {series("inferline_stage_clock_lead_seconds", **stage): f"86400x{half} 0x{half}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+0.2x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"5{flat}"},
+        "InferlineBackgroundSlow": {series("inferline_background_rate_per_second", topic="a"): f"4.6{flat}"},
         "InferlineDegraded": {series("inferline_stage_degraded_ratio", **stage): f"0.02{flat}"},
         "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.79{flat}"},
         "InferlineScalingIneffective": {lag: f"0+{slo_s}x{MINUTES}"},  # one event is served last, and none is late else
@@ -235,6 +239,13 @@ def test_what_comes_close_to_an_alert_does_not_fire_it(tmp_path, slo_s, objectiv
     close = [name for name in NAMES if name not in (*BURNS, *ALL_OR_NOTHING)]
     cases = [(name, healthy(slo_s) | nearly(name, slo_s), 0) for name in close]
     assert promtool_test(tmp_path, slo_s, objective, cases) == ""
+
+
+@needs_promtool
+def test_background_events_that_come_more_slowly_than_their_rate_are_not_served_too_slowly(tmp_path):
+    few = healthy(0.25) | broken("InferlineBackgroundSlow", 0.25, 0.99)
+    few |= {series("inferline_background_left_records", topic="a"): f"20x{MINUTES}"}
+    assert promtool_test(tmp_path, 0.25, 0.99, [("InferlineBackgroundSlow", few, 0)]) == ""
 
 
 @needs_promtool

@@ -153,6 +153,12 @@ def test_an_offset_that_is_set_back_one_of_an_unknown_partition_and_a_topic_made
     assert found.visit_ratio.value == pytest.approx(2.0, rel=0.01)
 
 
+def test_partitions_that_a_topic_was_given_before_the_first_look_have_no_past():
+    learner = GroupLearner("enrich")
+    learner.take(GroupLook(1.0, (5, 5), past=((0.0, (2,)),)))
+    assert learner.appended == 0
+
+
 def test_a_line_that_would_fall_or_begin_below_zero_is_none():
     rng = np.random.default_rng(2)
     sizes = rng.integers(1, 9, 400).astype(float)

@@ -98,8 +98,8 @@ def test_late_events_are_counted_by_the_slo_of_their_class() -> None:
     assert sum(report.latencies["premium"]) == 3
     bounds = latency_bounds_s(1.0)
     assert sum(report.counts.latency_buckets[bounds.index(1.0) + 1 :]) == 2  # of all, as the pipeline's SLO judges them
-    assert report.counts.events == 4
-    assert report.background["archive"].events == 0
+    assert (report.counts.records, report.counts.events) == (4, 4)
+    assert (report.background["archive"].records, report.background["archive"].events) == (0, 0)
 
 
 def test_each_of_many_results_is_counted_by_the_slo_of_its_events_class() -> None:
