@@ -215,7 +215,17 @@ def _chosen(
     basis, passed_s = state.basis, min(second - state.chosen_s, state.basis.knobs.jump_s)
     share, waits = _late_share(basis, seen), basis.groups is not None and basis.groups.quiet_s > 0
     held = None if waits else before  # who waits for a quiet time has no need to weigh what a change costs
-    choice = cheapest(levels, state.record, expected, lead_s, share, growth=traffic.growth, held=held, held_s=passed_s)
+    choice = cheapest(
+        levels,
+        state.record,
+        expected,
+        lead_s,
+        share,
+        growth=traffic.growth,
+        held=held,
+        held_s=passed_s,
+        fallen=traffic.fallen,
+    )
     return replace(state, choice=choice, chosen_s=second)
 
 

@@ -181,6 +181,7 @@ def cheapest(
     growth: float = 0.0,
     held: LevelChoice | None = None,
     held_s: float = 0.0,
+    fallen: bool = False,
 ) -> LevelChoice:
     """The level whose replicas, and late events at their odds and price, cost least together, once it pays to change.
 
@@ -196,6 +197,7 @@ def cheapest(
         growth: how much more comes back at this time of the week (`tuner.calendar`), in the record's unit.
         held: what was chosen last; None to begin with what is cheapest now.
         held_s: how long ago.
+        fallen: whether traffic has surely fallen, so that no chance brings it back within the minute.
     """
     came = record.alike(expected, lead_s)
     late = levels.late_share(np.maximum(came, expected + growth) if growth else came)
@@ -206,7 +208,8 @@ def cheapest(
         saved, dearer = spent[now] - spent, levels.cost_per_hour - levels.cost_per_hour[now]
         waived = held.waived + saved * held_s
         # More replicas have one lead to earn what starting them costs. Fewer would have to start again.
-        change = np.where(dearer > 0, (dearer - saved) * lead_s, -dearer * (lead_s + BILLED_S))
+        again_s = lead_s if fallen else lead_s + BILLED_S
+        change = np.where(dearer > 0, (dearer - saved) * lead_s, -dearer * again_s)
         pays = np.flatnonzero(waived >= change)
         chosen = int(pays[np.argmin(spent[pays])])
         waived = np.zeros_like(spent) if dearer[chosen] > 0 else np.maximum(waived - waived[chosen], 0.0)

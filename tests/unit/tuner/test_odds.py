@@ -249,13 +249,13 @@ def test_after_a_leap_plan_and_insurance_are_held_for_half_an_hour():
     assert needed(replace(calm, leaps=True), 1800.0) == 100.0
 
 
-def followed(moments: list[tuple[float, float]], of: Levels = LEVELS) -> list[float]:
+def followed(moments: list[tuple[float, float]], of: Levels = LEVELS, *, fallen: bool = False) -> list[float]:
     """The level each second, by rates, and odds of 1.5 times the plan in place of these. A start takes six seconds."""
     chosen, found = None, []
     for rate, odds in moments:
         leaps = round(1000 * odds)
         known = record([(rate, 1.5)] * leaps + [(rate, rate)] * (1000 - leaps))
-        chosen = cheapest(of, known, rate, 6.0, 0.01, held=chosen, held_s=1.0)
+        chosen = cheapest(of, known, rate, 6.0, 0.01, held=chosen, held_s=1.0, fallen=fallen)
         found.append(chosen.multiple)
     return found
 
@@ -265,6 +265,7 @@ def test_fewer_are_held_once_they_would_have_saved_what_starting_the_others_agai
     assert followed([(1.9, 0)] + [(0.9, 0)] * 70) == [2.0] * 66 + [1.0] * 5
     assert followed([(0.9, 0), *[(1.4, 0)] * 30, *[(0.9, 0)] * 30] * 3) == [1.0] + [1.5] * 182
     assert followed([(1.9, 0)] * 100 + [(0.9, 0)] * 70).index(1.0) == 99 + 66, "however long they were of use"
+    assert followed([(1.9, 0)] + [(0.9, 0)] * 10, fallen=True) == [2.0] * 6 + [1.0] * 5, "chance brings none back"
     fallen = followed([(1.9, 0)] + [(0.9, 0)] * 40 + [(0.4, 0)] * 100)
     assert [fallen.index(level) for level in (1.0, 0.5)] == [66, 132]
 
