@@ -76,7 +76,7 @@ def test_where_nothing_arrives_nothing_is_expected_to_rise():
     assert found.detail.startswith("0 arrivals within 1 s, planned for 300")
 
 
-@pytest.mark.parametrize(("visits", "multiple"), [(0.75, 1.5), (0.56, 1.12), (0.54, 1.0), (0.46, 1.0), (0.25, 0.5)])
+@pytest.mark.parametrize(("visits", "multiple"), [(0.75, 1.5), (0.56, 1.12), (0.54, 1.0), (0.45, 1.0), (0.25, 0.5)])
 def test_a_stage_that_is_visited_more_or_less_often_by_over_a_tenth_needs_as_much_more_or_less(visits, multiple):
     found = demand("b", visit_ratio=visits)
     assert found.needed == pytest.approx(needed("b", multiple))
@@ -93,6 +93,13 @@ def test_more_visits_that_may_be_chance_are_no_shift(rate: float, visits: float,
     stages = {**observed.stages, "b": replace(observed.stages["b"], visit_ratio=visits)}
     found = demands(state(PLAIN), replace(observed, stages=stages, arrival_rate=rate))[1]["b"]
     assert found.needed == pytest.approx(needed("b", multiple))
+
+
+def test_more_visits_to_a_stage_that_each_event_visits_may_be_chance_too() -> None:
+    observed = seen(0.0, AT_PLAN)
+    stages = {**observed.stages, "a": replace(observed.stages["a"], visit_ratio=1.15)}
+    found = demands(state(PLAIN), replace(observed, stages=stages, arrival_rate=20.0))[1]["a"]
+    assert found.needed == pytest.approx(needed("a", 1.0))
 
 
 def test_replicas_that_are_slower_count_for_what_they_do_and_need_no_room_beyond_half_their_time():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from inferline_stream.tuner.late_shares import RATES
 from inferline_stream.tuner.levels import Price, cheapest
 from tests.unit.tuner.test_odds import EVENT, LEVELS, record
 
@@ -54,3 +55,9 @@ def test_to_serve_none_is_never_cheaper_and_no_late_event_costs_more_than_all_th
 def test_what_is_held_makes_late_what_comes_beyond_it():
     held, came = np.array([0, 1, 1]), np.array([1.0, 1.0, 2.0])
     assert LEVELS.late_with(held, came) == pytest.approx((0.5 + 0.0 + 1.0) / 4, rel=0.03)
+
+
+def test_a_rate_beyond_all_that_are_known_is_as_late_as_the_highest():
+    beyond = LEVELS.late_share(np.array([2 * RATES[-1]]))
+    assert beyond == pytest.approx(LEVELS.late[:, -1])
+    assert np.all(beyond > LEVELS.late[:, -2])

@@ -49,6 +49,18 @@ def test_a_leap_is_held_for_once_its_odds_exceed_the_share_that_may_be_late(shar
     assert cheapest(LEVELS, known, 0.9, 6.0, 0.01).multiple == (1.5 if share > 0.01 else 1.0)
 
 
+@pytest.mark.parametrize(("rate", "at_once"), [(54.0, False), (58.0, True)])
+def test_within_a_second_a_level_is_chosen_again_where_over_a_tenth_more_is_expected(
+    rate: float, at_once: bool
+) -> None:
+    tuner = watched(record([(0.5, 0.5)] * 500 + [(0.6, 0.6)] * 500), [50.0] * 3)
+    tuner, _ = demands(tuner, moment(3.0, 50.0))
+    assert tuner.choice is not None
+    again, _ = demands(tuner, moment(3.5, rate))
+    assert again.choice is not None
+    assert (again.choice.expected > 0.55) is at_once
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_the_level_that_costs_least_with_what_was_late_of_moments_like_this_one(seed):
     rng = np.random.default_rng([seed, 42])
