@@ -42,8 +42,9 @@ class TrafficMultiple:
         multiple: of the sample's traffic that is surely there or coming; what the odds add comes on top.
         reason: what the multiple was seen in.
         detail: in words.
-        outgrown: whether what arrived, without any forecast, was beyond the plan and the room that it leaves. Now and
-            then the busiest windows of steady traffic exceed those of its sample.
+        outgrown: whether what arrived, without any forecast, was beyond the plan and the room that it leaves, and the
+            record does not know such traffic. Now and then the busiest windows of steady traffic exceed those of its
+            sample.
         fallen: whether the rate has surely fallen from its recent peak.
         expected: what is usual or surely coming, in the unit of the record.
         foreseen: what is usual or likely to come, in the same unit: what is more may be a leap.
@@ -96,7 +97,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     basis, lead_s = state.basis, _lead_s(state.basis, seen)
     # People who hold a reserve say themselves what the odds are.
     record = state.record if basis.reserve is None else None
-    traffic = traffic_of(basis, seen, lead_s, None if record is None else record.rate)
+    traffic = traffic_of(basis, seen, lead_s, record)
     if traffic.outgrown or state.outgrown_s == -math.inf:
         state = replace(state, outgrown_s=seen.time_s)
     if record is not None and record.leaps and state.leapt_s == -math.inf:
@@ -240,17 +241,17 @@ def supplies(basis: Basis, multiple: float) -> Mapping[str, float]:
     return {stage.name: supply_for(basis, stage, multiple) for stage in basis.stages}
 
 
-def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | None = None) -> TrafficMultiple:
+def traffic_of(basis: Basis, seen: Observation, lead_s: float, record: TrafficRecord | None = None) -> TrafficMultiple:
     """How much traffic there is, and what is expected of it.
 
-    A forecast counts like against like: what comes of it is read from the record. It counts by itself where there is no
-    record, and in full where arrivals have outgrown the sample, so that noise like the sample's is no explanation.
+    A forecast counts like against like: what comes of it is read from the record. It counts by itself, and in full,
+    where there is no record, or where arrivals have outgrown both it and the sample: no noise seen before explains it.
 
     Args:
         basis: what is planned.
         seen: the pipeline now.
         lead_s: from asking for a replica to its working.
-        unit: events per second that the record counts as 1; None where there is none.
+        record: of what came after moments like this one; None where there is none.
     """
     slack_s = basis.knobs.burst_slack_share * basis.slo_s
     live, where = burst_rate(basis.windows_s, seen.envelope, slack_s)
@@ -262,18 +263,19 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | Non
     more = 0.0 if seen.calendar is None else seen.calendar.growth(lead_s)
     back = seen.calendar.present + more if seen.calendar is not None and more else 0.0
     found = expected(recent, lead_s)
-    fallen, outgrown = found.fallen_to < 1, burst > 1 + ABSORBED_SHARE
+    fallen = found.fallen_to < 1
     if fallen:
         detail += f", and traffic has fallen to {found.fallen_to:.0%} of its peak since"
     multiple, rate = burst * found.fallen_to, max(found.likely, back)
     foreseen = max(found.usual, found.likely)
-    one = unit or max(carried_rate, 1e-9)
+    one = max(carried_rate, 1e-9) if record is None else record.rate
+    outgrown = burst > 1 + ABSORBED_SHARE and (record is None or not record.knows(found.usual / one, lead_s))
     rest = outgrown, fallen, found.usual / one, foreseen / one, more / one
-    if (unit is None or outgrown) and carried_rate > 0 and rate > multiple * carried_rate:
+    if (record is None or outgrown) and carried_rate > 0 and rate > multiple * carried_rate:
         of = f"at this time of the week within {lead_s:.1f} s" if rate == back else f"within {lead_s:.1f} s"
         rising = f"{rate:.1f}/s expected {of}, the plan carries {carried_rate:.1f}/s"
         return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, rising, *rest, rate / carried_rate)
-    if unit is not None and multiple <= 1:
+    if record is not None and multiple <= 1:
         multiple = 0.0  # of what is within the sample, the record knows what comes
     return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, *rest, multiple)
 

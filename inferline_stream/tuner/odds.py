@@ -70,9 +70,9 @@ class TrafficRecord:
         Those within `ALIKE`, and at least so many as `FUTURES` independent ones span. A moment beyond all of them
         counts as the largest, in proportion: only what exceeds what the same forecast has said before is news.
         """
-        first, end = np.searchsorted(self.expected, (expected * (1 - ALIKE), expected * (1 + ALIKE))).tolist()
+        first, end = self._within(expected)
         moments = self.expected.size
-        least = min(math.ceil(FUTURES * (lead_s + PEAK_SPAN_S) / self.every_s), moments)
+        least = min(self._enough(lead_s), moments)
         if end - first < least:
             middle = int(np.searchsorted(self.expected, expected))
             first = max(0, min(middle - least // 2, moments - least))
@@ -80,6 +80,20 @@ class TrafficRecord:
         lowest, highest = float(self.expected[first]), float(self.expected[end - 1])
         known = min(max(expected, lowest), highest)
         return self.came[first:end] if known in (expected, 0.0) else self.came[first:end] * (expected / known)
+
+    def knows(self, expected: float, lead_s: float) -> bool:
+        """Whether so many moments were like this one that they show its odds, in the sample or live."""
+        first, end = self._within(expected)
+        return end - first >= self._enough(lead_s)
+
+    def _within(self, expected: float) -> tuple[int, int]:
+        """The first of the moments within `ALIKE`, and the one after the last."""
+        first, end = np.searchsorted(self.expected, (expected * (1 - ALIKE), expected * (1 + ALIKE))).tolist()
+        return first, end
+
+    def _enough(self, lead_s: float) -> int:
+        """Moments that `FUTURES` independent ones span."""
+        return math.ceil(FUTURES * (lead_s + PEAK_SPAN_S) / self.every_s)
 
     def with_pair(self, expected: float, came: float, now_s: float) -> TrafficRecord:
         """The record with what came now, without what came too long ago."""

@@ -86,6 +86,33 @@ def test_what_is_expected_counts_beyond_the_most_that_was_said_before_and_no_mor
     assert known.alike(0.5, 6.0).max() == pytest.approx(0.5)
 
 
+def test_such_traffic_is_known_once_its_moments_show_odds_in_the_sample_or_live() -> None:
+    """Of six seconds' lead and thirty that are looked back at, five are 180 s."""
+    known = record([(1.0, 1.0)] * 1000)
+    assert known.knows(1.05, 6.0)
+    assert not known.knows(1.8, 6.0)
+    for second in range(179):
+        known = known.with_pair(1.8, 1.8, float(second))
+    assert not known.knows(1.8, 6.0)
+    assert known.with_pair(1.8, 1.8, 180.0).knows(1.8, 6.0)
+    assert replace(known, every_s=2).knows(1.8, 6.0)
+
+
+@pytest.mark.parametrize(("moments", "known"), [(0, False), (164, False), (165, True)])
+def test_beyond_the_sample_a_forecast_counts_in_full_until_such_traffic_is_known(moments: int, known: bool) -> None:
+    """185/s come, 1.85 times the plan, and 199/s are likely: replicas for 1.9 times it would do by the odds."""
+    pairs = [(1.0, 1.0)] * 1000 + [(1.8, 1.8)] * moments
+    supply = {"a": (100.0, 200.0, 300.0, 380.0), "b": (75.0, 150.0, 225.0, 285.0)}
+    table = Staffing((0.5, 1.0, 1.5, 1.9), supply, 100.0, record(pairs))
+    tuner = staffed(state(PolicySettings(insurance=(), beginning_s=60.0)), table)
+    noisy = (160, 200) * 12 + (190, 200, 205, 210, 215, 220)
+    now = seen(500.0, (400, 1100, 11_000), peak_rate=185.0, recent=noisy, watched_s=500.0)
+    tuner, needed = demands(replace(tuner, outgrown_s=0.0), now)
+    assert (needed["a"].needed <= 380.0) is known
+    assert ("198.6/s expected" in needed["a"].detail) is not known
+    assert (tuner.outgrown_s < 500.0) is known, "where odds are known, no beginning is insured"
+
+
 def priced(tuner: TunerState, price: Price) -> TunerState:
     """The state with another price of a late event than the one that its plan shows."""
     assert tuner.basis.levels is not None
