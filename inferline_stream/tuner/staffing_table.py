@@ -32,9 +32,10 @@ from inferline_stream.tuner.traffic import RATE_WINDOW_S
 
 MULTIPLES = (
     *(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
-    *(1.2, 1.25, 1.3, 1.4, 1.5, 1.6, 1.75, 1.9, 2.1, 2.3, 2.6, 3.0, 3.5, 4.0),
+    *(1.2, 1.25, 1.3, 1.4, 1.5, 1.6, 1.75, 1.9, 2.1, 2.3, 2.6, 3.0, 3.5, 4.0, 4.5, 5.0, 5.7, 6.4, 7.2, 8.0),
 )
-"""Of the sample's traffic: in steps of 5 % where a replica more or less is a large step."""
+"""Of the sample's traffic: in steps of 5 % where a replica more or less is a large step. Beyond the
+last one, stages with room to spare get more replicas, too."""
 
 BRIEF_MULTIPLE = 1.2
 """Multiples beyond 1 and up to this one are reached by steady traffic, for seconds at a time: about twice as many

@@ -54,6 +54,14 @@ def test_each_multiple_meets_the_slo_and_a_replica_less_of_any_stage_does_not(sl
                 assert fewer[name] * each[name] <= load or p99_s(multiple, fewer, slots) > 0.5
 
 
+def test_a_stage_with_room_for_six_times_the_traffic_gets_no_replica_for_it() -> None:
+    """In proportion beyond what is simulated, each stage would get one."""
+    held = {"a": (Allocation("x", 4, 1),), "b": (Allocation("x", 1, 1),)}
+    given = replace(plan(), arrival_rate=5.0, allocations=held)
+    table = staffing(SHAPE, given, measured(), gamma_trace(5.0, 1.0, 600.0, np.random.default_rng(5)), PRICES)
+    assert [table.needed("a", multiple) for multiple in (1.0, 4.0, 6.0)] == [100.0] * 3
+
+
 def test_where_one_stage_costs_twenty_times_as_much_the_other_gets_the_replicas_that_meet_the_slo():
     """Against every pair of counts; a replica of `a` does 100/s, one of `b` 50/s."""
     kinds, prices, multiple = {"a": "y", "b": "x"}, {"x": 1.0, "y": 20.0}, 2.0
