@@ -259,7 +259,7 @@ def _show(made: _Made, shown: PlanOutput) -> None:
 
     people, pipeline = console(), made.inputs.what.pipeline
     why, risks = made.why(risk=shown.risk)
-    people.print(plan_table(made.plan, pipeline, remarks(made.plan, made.inputs, made.measured)))
+    people.print(plan_table(made.plan, made.inputs.kinds, remarks(made.plan, made.inputs, made.measured)))
     show_why(people, made.plan, why, made.reserve)
     for costs in made.idle:
         people.print(costs.in_words(made.plan.slo_s, pipeline.objective))

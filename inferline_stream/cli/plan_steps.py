@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arri
 from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.errors import InvalidFile, InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
-from inferline_stream.pipeline.hardware import Catalogue, catalogue, divided
+from inferline_stream.pipeline.hardware import Catalogue, at_prices, catalogue, divided
 from inferline_stream.pipeline.idle import idle_of
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile
@@ -106,6 +106,8 @@ class PlanInputs:
         platform: where it will run.
         search: which search, its seed, and the reserve of the plan.
         slo_s: in place of the pipeline's.
+        stock: most replicas of hardware kinds, in place of theirs.
+        prices: dollars per hour of hardware kinds, in place of theirs.
         traces: to plan for in place of the sample.
         stop: asked before every simulation, where no Ctrl-C reaches the search.
     """
@@ -114,6 +116,8 @@ class PlanInputs:
     platform: Platform = field(default_factory=Platform)
     search: SearchOptions = field(default_factory=SearchOptions)
     slo_s: float | None = None
+    stock: Mapping[str, int] = field(default_factory=dict)
+    prices: Mapping[str, float] = field(default_factory=dict)
     traces: tuple[Trace, ...] = ()
     stop: Callable[[], bool] | None = None
 
@@ -125,7 +129,8 @@ class PlanInputs:
     @property
     def kinds(self) -> Catalogue:
         """Hardware kinds known to the pipeline."""
-        return catalogue(self.what.pipeline.hardware)
+        kinds = at_prices(catalogue(self.what.pipeline.hardware), self.prices)
+        return {name: replace(kind, stock=self.stock.get(name, kind.stock)) for name, kind in kinds.items()}
 
     def problem(self, measured: PipelineProfile, slo_s: float | None = None) -> Problem:
         """What a plan is searched for, and explained by.
@@ -434,12 +439,11 @@ def check_memory(events: int, stages: int) -> None:
         )
 
 
-def plan_table(plan: Plan, pipeline: Pipeline, remarks: str = "") -> Table:
+def plan_table(plan: Plan, kinds: Catalogue, remarks: str = "") -> Table:
     """The plan for people: stage, hardware, limits, replicas, utilization, $/h; the whole below, and remarks."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    kinds = catalogue(pipeline.hardware)
     # Without lines between the columns, all of them fit on 80 characters.
     title = f"Plan for {plan.pipeline}"
     table = Table("stage", "hardware", title=title, min_width=60, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

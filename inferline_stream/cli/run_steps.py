@@ -37,6 +37,7 @@ from inferline_stream.cli.what_if_process import WhatIfOrder, WhatIfProcess
 from inferline_stream.connectors.sources.replay_process import replayed, together
 from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import Overrides
 from inferline_stream.controlplane.run_inputs import FeedTo, NewestState, Run
 from inferline_stream.controlplane.run_options import Endpoints
 from inferline_stream.dataplane.dispatcher.tracing import check_exporter
@@ -208,7 +209,7 @@ async def _run(
             plan=plan,
             kafka=kafka_words(wanted.bootstrap_servers, wanted.records.prefix),
         )
-        people.print(plan_table(plan, what.pipeline, remarks(plan, inputs, measured)))
+        people.print(plan_table(plan, inputs.kinds, remarks(plan, inputs, measured)))
         run = Run(
             pipeline=what.pipeline,
             topology=what.file,
@@ -279,27 +280,20 @@ async def _planned(
         take_profiles(what, wanted.profiles, wanted.platform.on)
     measured = await profiled(what, profiling_options(wanted.platform, wanted.bootstrap_servers), servers)
     cancelled = threading.Event()  # no cancellation reaches the thread that plans
-    if (slo_s := await _slo_set(wanted, what)) is not None:
-        screen.note(
-            f"planning for the SLO of {format_duration(slo_s)} that people have set in place of "
-            f"{format_duration(what.pipeline.slo_s)}: `inferline-stream resume --all` takes it back"
-        )
-    inputs = PlanInputs(what=what, platform=wanted.platform, search=wanted.search, slo_s=slo_s, stop=cancelled.is_set)
+    now_s, people = time.time(), await _set_by_people(wanted, what)
+    inputs = PlanInputs(
+        what=what,
+        platform=wanted.platform,
+        search=wanted.search,
+        slo_s=people.slo_s(now_s),
+        stock=people.stock(now_s),
+        prices=people.prices(now_s),
+        stop=cancelled.is_set,
+    )
     inputs = inputs.limited(wanted.stock or (), absent=True)
     screen.step("planning")
     try:
-        try:
-            plan = await asyncio.to_thread(planned, inputs, measured)
-        except Infeasible as error:
-            if slo_s is None:
-                raise
-            declared = format_duration(what.pipeline.slo_s)
-            screen.note(
-                f"{error}: planning for the topology's SLO of {declared}, "
-                "until a plan meets the one that people have set"
-            )
-            inputs = replace(inputs, slo_s=None)
-            plan = await asyncio.to_thread(planned, inputs, measured)
+        inputs, plan = await _planned_as_set(inputs, measured, screen)
         if not wanted.platform.elsewhere:
             measured, plan = await rehearsed(
                 inputs,
@@ -316,15 +310,39 @@ async def _planned(
     return inputs, measured, plan
 
 
-async def _slo_set(wanted: RunOptions, what: Declared) -> float | None:
-    """Return the SLO that people have set in place of the topology's, in seconds; None where nobody has."""
+async def _set_by_people(wanted: RunOptions, what: Declared) -> Overrides:
+    """Return what people have set in place of the topology's."""
     if wanted.bootstrap_servers is None:
-        return None
+        return Overrides()
     names = Names(what.pipeline.name, wanted.records.prefix)
     async with Offsets(wanted.bootstrap_servers) as offsets:
         if len(await offsets.existing([names.decisions, names.control])) < 2:  # it has never run there
-            return None
-    return (await recover(wanted.bootstrap_servers, names)).overrides.slo_s(time.time())
+            return Overrides()
+    return (await recover(wanted.bootstrap_servers, names)).overrides
+
+
+async def _planned_as_set(inputs: PlanInputs, measured: PipelineProfile, screen: Screen) -> tuple[PlanInputs, Plan]:
+    """Plan for the SLO, prices and stock that people have set, and without those that no plan meets."""
+    declared = inputs.what.pipeline
+    set_ = [] if inputs.slo_s is None else [f"an SLO of {format_duration(inputs.slo_s)}"]
+    set_ += [f"at most {count_of(most, 'replica')} on {kind}" for kind, most in inputs.stock.items()]
+    set_ += [f"${dollars:g}/h for {kind}" for kind, dollars in inputs.prices.items()]
+    if set_:
+        screen.note(
+            f"planning for what people have set in place of the topology's: {', '.join(set_)}; "
+            "`inferline-stream resume --all` takes it back"
+        )
+    try:
+        return inputs, await asyncio.to_thread(planned, inputs, measured)
+    except Infeasible as error:
+        if inputs.slo_s is not None:
+            less, of = replace(inputs, slo_s=None), f"SLO of {format_duration(declared.slo_s)}"
+        elif inputs.stock:
+            less, of = replace(inputs, stock={}), "stock"
+        else:
+            raise
+        screen.note(f"{error}: planning for the topology's {of}, until a plan meets what people have set")
+        return await _planned_as_set(less, measured, screen)
 
 
 def _logs(what: Declared) -> Path:
