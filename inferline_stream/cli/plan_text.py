@@ -52,7 +52,7 @@ def _in_reserve(plan: Plan, reserve: Reserve) -> str:
     more = {stage: count - planned[stage] for stage, count in reserve.replicas.items() if count > planned[stage]}
     beyond = ", with " + ", ".join(f"{count} more of {stage}" for stage, count in more.items()) if more else ""
     return (
-        f"Reserve: at first, and after traffic beyond the sample, the plan's replicas stay{beyond}: "
+        f"Reserve: at first, and after new traffic beyond the sample, the plan's replicas stay{beyond}: "
         f"${reserve.cost_per_hour:.4f}/h. "
         + (
             f"At most they carry {_times(reserve.multiple)} times the planned rate. "

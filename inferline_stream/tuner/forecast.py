@@ -22,7 +22,7 @@ _SQUARES = {span: span * (span * span - 1) / 12 for span in SPANS}
 
 LIKELY, SURE = 1.0, 3.0
 """Standard errors by which a rate or trend over the longest span is lowered: it is exceeded five times in six, or 740
-in 741. What has outgrown its sample is likely to go on. Within the sample only a sure rise is more than usual."""
+in 741. What has outgrown its sample is likely to go on. In known traffic only a sure rise is more than usual."""
 
 MOST_GROWTH = 1.5
 """Most that a line may exceed the rate at its end by: no ramp is believed to go on for ever."""

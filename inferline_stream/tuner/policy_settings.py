@@ -41,7 +41,7 @@ class PolicySettings:
     two of them."""
 
     insurance: tuple[tuple[float, float], ...] = ((1.75, 0.25), (2.5, 0.05))
-    """What is held beyond the plan in a beginning, of a run or of traffic beyond the sample, of which no record can
+    """What is held beyond the plan in a beginning, of a run or of new traffic beyond the sample, of which no record can
     tell the odds: (multiple of the planned rate that every stage shall be able to carry, largest share of the plan's
     cost that this may add), one layer after another. The second one is for stages whose replicas cost next to nothing.
     Empty for none."""

@@ -292,7 +292,8 @@ class StaffingSearch:
         """What share is late with replicas that carry a multiple of the sample."""
         loads = {name: load for name, load in self._load.items() if load}
         served = min((replicas[name] * self.throughput[name] / load for name, load in loads.items()), default=math.inf)
-        return late_shares(sample, multiple, served, self._plan.slo_s, lambda trace: self._simulated(trace, replicas))
+        carried = min(multiple, served)  # a member for each partition may serve less than it is the most for
+        return late_shares(sample, carried, served, self._plan.slo_s, lambda trace: self._simulated(trace, replicas))
 
     def _simulated(self, sample: Trace, replicas: Mapping[str, int]) -> Simulation:
         return simulate(

@@ -29,7 +29,8 @@ class TunerState:
         changed_s: time of the last change of any stage (of the first observation if none).
         degraded_since_s: by stage, since when its fallback has made more of the events than it is there for.
         fits_since_s: by stage, since when its load has fitted fewer replicas; unseen time moves it on.
-        outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
+        outgrown_s: when arrivals were last beyond the plan and not known by the record, or the beginning: see
+            `PolicySettings.beginning_s`.
         leapt_s: when more came than could be foreseen, in the sample or live: see `PolicySettings.leap_memory_s`.
         record: what came of what was expected, in the sample and since; None without a table of staffing.
         expected: the moments of which it is not known yet what comes: when, what was expected, the most that was

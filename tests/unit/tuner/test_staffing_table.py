@@ -162,3 +162,17 @@ def test_members_are_given_back_down_to_the_next_number_that_shares_the_partitio
     held = replace(plan(), slo_s=5.0, allocations={"a": (Allocation("x", 4, 8),), "b": (Allocation("x", 1, 8),)})
     search = StaffingSearch(SHAPE, held, measured(), PRICES, sharing={"a": Sharing(8)}, seed=0)
     assert search.below(SAMPLE, 3.5, {"a": 8, "b": 8}, objective=0.99)["a"] == 4
+
+
+def test_a_member_for_each_partition_makes_no_event_late_of_what_it_serves():
+    """Of 300/s that they serve, though they stay the most for eight times the planned 100/s."""
+    given, partitions = replace(plan(), slo_s=1.0), {"a": 3, "b": 6}
+    table = staffing(
+        SHAPE, given, measured(), SAMPLE, PRICES, sharing={name: Sharing(count) for name, count in partitions.items()}
+    )
+    assert [table.needed("a", multiple) for multiple in (4.0, 8.0)] == [300.0] * 2
+    full = {"a": (Allocation("x", 4, 3),), "b": (Allocation("x", 1, 6),)}
+    for multiple in (1.5, 2.0, 2.5):
+        found = simulate(SHAPE, full, measured(), SAMPLE.sped_up(multiple), partitions=partitions)
+        assert found.quantile_s(1.0) < 1.0
+        assert table.late_share(8.0).at(np.array([multiple])) == pytest.approx(0.0, abs=0.01)
