@@ -30,7 +30,6 @@ from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, C
 from inferline_stream.controlplane.observe.notice_watch import LOOK_S as NOTICES_S
 from inferline_stream.controlplane.observe.notice_watch import NoticeWatch
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
@@ -44,6 +43,7 @@ from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.version import version_on
 from inferline_stream.profiler.profile_store import stage_digest
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.observation import RECENT_S
 
 logger = logging.getLogger(__name__)
 

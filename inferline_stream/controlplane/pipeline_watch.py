@@ -15,7 +15,6 @@ from inferline_stream.controlplane.observe.collector import Collector
 from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import recover, refuse_unknown
 from inferline_stream.controlplane.pipeline_context import PipelineContext, input_partitions
 from inferline_stream.controlplane.records.control_records import (
@@ -45,6 +44,7 @@ from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.version import kind_alone, version_on
 from inferline_stream.settings import Settings
+from inferline_stream.tuner.observation import RECENT_S
 from inferline_stream.tuner.plan_basis import Replicas
 
 _LOOK_S = 0.25

@@ -15,9 +15,7 @@ from inferline_stream.pipeline.fallback import FEWEST_DEGRADED
 from inferline_stream.replay.live_observations import Figures
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.stage_replicas import Counted, StageReplicas
-
-RATE_SPAN_S = 10.0
-"""Span over which rates of the stages are measured."""
+from inferline_stream.tuner.observation import RECENT_S
 
 
 class Glimpse(NamedTuple):
@@ -73,7 +71,7 @@ class View:
         time_s: now.
         arrivals_s: times of the arrivals that became known since the last decision.
         now: every stage as last reported.
-        earlier: the same about `RATE_SPAN_S` before.
+        earlier: the same about `RECENT_S` before.
         watched_s: how long arrivals have been watched.
         figures: what a live policy had measured, instead of what is seen here.
         events: that should have reached the sink by the last report, and within the SLO.
@@ -147,7 +145,7 @@ class Sight:
         given = self._glimpses[0]
         if not self._seconds or given[0].time_s >= self._seconds[-1][0].time_s + 1.0 - 1e-9:
             self._seconds.append(given)
-            while len(self._seconds) > 1 and self._seconds[1][0].time_s <= given[0].time_s - RATE_SPAN_S:
+            while len(self._seconds) > 1 and self._seconds[1][0].time_s <= given[0].time_s - RECENT_S:
                 self._seconds.popleft()
 
     @property
@@ -157,7 +155,7 @@ class Sight:
 
     @property
     def earlier(self) -> tuple[Glimpse, ...]:
-        """Every stage about `RATE_SPAN_S` before that, or as early as anything is known."""
+        """Every stage about `RECENT_S` before that, or as early as anything is known."""
         return self._seconds[0]
 
     def _gather(self) -> None:

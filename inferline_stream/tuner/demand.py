@@ -14,7 +14,7 @@ from inferline_stream.pipeline.units import count_of
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.forecast import ABSORBED_SHARE, SURE, expected
 from inferline_stream.tuner.levels import LevelChoice, Levels, cheapest
-from inferline_stream.tuner.observation import Observation, StageObservation
+from inferline_stream.tuner.observation import RECENT_S, Observation, StageObservation
 from inferline_stream.tuner.odds import ALIKE, TrafficRecord
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, burst_rate
@@ -25,9 +25,6 @@ BEGINNING_START_UPS = 2.0
 
 BUSY = 0.5
 """Utilization below which records that wait do not wait for want of replicas."""
-
-VISITS_SPAN_S = 10.0
-"""What `StageObservation.visit_ratio` was counted in."""
 
 USEFUL_SUPPLY = 2.0
 """Planned supply counts up to this multiple of the busiest window's rate: whole replicas leave some stages with far
@@ -362,7 +359,7 @@ def _visits_shifted(stage: StageBasis, visits: float | None, arrival_rate: float
     planned = stage.visit_ratio
     if visits is None or not planned or not arrival_rate:
         return 1.0
-    chance = SURE * math.sqrt((1 - planned if planned < 1 else 1.0) / (planned * arrival_rate * VISITS_SPAN_S))
+    chance = SURE * math.sqrt((1 - planned if planned < 1 else 1.0) / (planned * arrival_rate * RECENT_S))
     times = visits / planned
     return times if times < 1 - shift or times > 1 + max(shift, chance) else 1.0
 

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from inferline_stream.tuner.calendar import Calendar
 
 
+RECENT_S = 10.0
+"""What recent figures were counted in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Supply:
     """Replicas of one stage on one hardware kind.
@@ -43,7 +47,7 @@ class StageObservation:
         partition_idle_s: by partition, how long its committed offset has stood still while it had lag;
             0 where it moves or has no lag. Empty if unknown.
         oldest_lag_s: age of the oldest record that is not finished, from its entry into the stage's topic.
-        degraded_share: share of the events of the last ten seconds that the stage's fallback made.
+        degraded_share: share of the events of the last `RECENT_S` that the stage's fallback made.
         utilization: share of time in which ready replicas were busy, over the last seconds; None if unknown.
         background_busy: replicas that background events have to keep busy, beside those of live ones.
     """

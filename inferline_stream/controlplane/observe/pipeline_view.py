@@ -20,7 +20,7 @@ from inferline_stream.controlplane.observe.class_states import (
 )
 from inferline_stream.controlplane.observe.event_class import EventClass
 from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
-from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Latencies, PoolReports
+from inferline_stream.controlplane.observe.pool_reports import Latencies, PoolReports
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.observe.start_up_times import StartUpTimes
 from inferline_stream.controlplane.pipeline_context import PipelineContext
@@ -46,7 +46,7 @@ from inferline_stream.pipeline.standing_by import StandsBy, standing_by
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.hour_ahead import HourAhead
-from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
+from inferline_stream.tuner.observation import RECENT_S, Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.plan_basis import Replicas
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, Traffic
 

@@ -17,9 +17,7 @@ from inferline_stream.pipeline.fallback import FEWEST_DEGRADED, Served, padded
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Scope, Shape
 from inferline_stream.pipeline.version import version_on
-
-RECENT_S = 10.0
-"""What counts as recent."""
+from inferline_stream.tuner.observation import RECENT_S
 
 _FEWEST_EVENTS = 100
 """A visit ratio from fewer events would be noise."""
