@@ -23,6 +23,10 @@ from inferline_stream.tuner.tuner_state import TunerState
 BEGINNING_START_UPS = 2.0
 """`PolicySettings.beginning_s` in start-up times, at least."""
 
+MOST_BURSTY = 2.0
+"""Traffic whose busiest seconds have more times its mean rate comes in bursts, which its plan has room for: a rate that
+is seen, or expected, for seconds may be one of them, and is no such multiple of the traffic."""
+
 BUSY = 0.5
 """Utilization below which records that wait do not wait for want of replicas."""
 
@@ -256,6 +260,7 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, record: TrafficRe
     window_s, count, planned = basis.windows_s[where], seen.envelope[where], basis.counts[where]
     detail = f"{count} arrivals within {window_s:.3g} s, planned for {planned}"
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
+    carried_rate = max(carried_rate, basis.busiest_rate / MOST_BURSTY)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
     more = 0.0 if seen.calendar is None else seen.calendar.growth(lead_s)
     back = seen.calendar.present + more if seen.calendar is not None and more else 0.0

@@ -1,5 +1,7 @@
 """A plan of two stages made by hand, with round numbers."""
 
+from dataclasses import replace
+
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -40,6 +42,12 @@ def plan() -> Plan:
 
 def state(knobs: PolicySettings | None = None, catalogue: dict[str, Hardware] | None = None) -> TunerState:
     return initial_state(plan(), measured(), catalogue or CATALOGUE, knobs=knobs)
+
+
+def smooth(knobs: PolicySettings | None = None) -> TunerState:
+    """The state of a sample whose busiest second has no more than twice the mean rate, as events may wait in it."""
+    begun = state(knobs)
+    return replace(begun, basis=replace(begun.basis, counts=(240, 600, 6000)))
 
 
 def seen(

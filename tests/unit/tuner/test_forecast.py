@@ -13,7 +13,7 @@ from inferline_stream.tuner.demand import demands, traffic_of
 from inferline_stream.tuner.forecast import LIKELY, SPANS, SURE, expected, index_of_dispersion, rising_rates
 from inferline_stream.tuner.observation import Supply
 from inferline_stream.tuner.policy_settings import PolicySettings
-from tests.unit.tuner.plans import seen, state
+from tests.unit.tuner.plans import seen, smooth, state
 
 RISING = [100 + second // 2 for second in range(30)]
 """Half an event per second more each second. Poisson counts of 107/s know a slope over 30 s to .218: 2.3 standard
@@ -106,16 +106,26 @@ def test_the_lead_is_the_longest_start_up_time_as_measured_lately_and_the_time_t
     stages = {**observed.stages, "b": replace(observed.stages["b"], supply=slower)}
     for now, lead_s in ((observed, 3.0), (replace(observed, stages=stages), 10.0)):
         rate, _ = rising_rates(rising, lead_s)
-        found = demands(state(PolicySettings(insurance=(), beginning_s=0.0)), now)[1]["a"]
+        found = demands(smooth(PolicySettings(insurance=(), beginning_s=0.0)), now)[1]["a"]
         assert found.detail == f"{rate:.1f}/s expected within {lead_s} s, the plan carries 100.0/s"
         assert found.needed == pytest.approx(rate + 100 * (rate / 100.0) ** 0.5)
         assert found.reason is Reason.RATE_RISING
 
 
+@pytest.mark.parametrize(("burst", "times"), [(240, 2.0), (300, 2 / 1.2), (600, 2 / 2.4)])
+def test_a_rate_of_seconds_is_compared_with_half_of_the_busiest_ones_where_traffic_comes_in_bursts(
+    burst: int, times: float
+) -> None:
+    """Each second of the sample has an SLO's half to wait in: 300 in it are 240/s, and 120/s are half of that."""
+    basis = replace(smooth().basis, counts=(burst, 600, 6000))
+    found = traffic_of(basis, seen(60.0, (50, 100, 1000), recent=(200,) * 30, watched_s=60.0), 3.0)
+    assert found.multiple == pytest.approx(times, rel=0.05)
+
+
 def test_seconds_before_arrivals_were_watched_are_no_zeros():
     """After 5 s of 100/s the 25 s before are not known: without them there is no rise."""
     counts = (0,) * 25 + (100,) * 5
-    basis = state().basis
+    basis = smooth().basis
 
     def reason(watched_s: float) -> Reason:
         return traffic_of(basis, seen(60.0, (300, 600, 6000), recent=counts, watched_s=watched_s), 3.0).reason
@@ -127,5 +137,5 @@ def test_seconds_before_arrivals_were_watched_are_no_zeros():
 
 
 def test_a_plan_for_no_traffic_at_all_expects_nothing():
-    basis = replace(state().basis, arrival_rate=0.0)
+    basis = replace(state().basis, arrival_rate=0.0, counts=(0, 0, 0))
     assert traffic_of(basis, seen(60.0, recent=(120,) * 30, watched_s=60.0), 3.0).reason is Reason.ENVELOPE_EXCEEDED

@@ -20,7 +20,7 @@ from inferline_stream.tuner.odds import LONGEST_S, TrafficRecord, record_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import TunerState, staffed
-from tests.unit.tuner.plans import seen, state
+from tests.unit.tuner.plans import seen, smooth, state
 
 EVENT = 4 / 3600 / 100
 """Dollars of an event: $4 an hour carry 100/s."""
@@ -104,7 +104,7 @@ def test_beyond_the_sample_a_forecast_counts_in_full_until_such_traffic_is_known
     pairs = [(1.0, 1.0)] * 1000 + [(1.8, 1.8)] * moments
     supply = {"a": (100.0, 200.0, 300.0, 380.0), "b": (75.0, 150.0, 225.0, 285.0)}
     table = Staffing((0.5, 1.0, 1.5, 1.9), supply, 100.0, record(pairs))
-    tuner = staffed(state(PolicySettings(insurance=(), beginning_s=60.0)), table)
+    tuner = staffed(smooth(PolicySettings(insurance=(), beginning_s=60.0)), table)
     noisy = (160, 200) * 12 + (190, 200, 205, 210, 215, 220)
     now = seen(500.0, (400, 1100, 11_000), peak_rate=185.0, recent=noisy, watched_s=500.0)
     tuner, needed = demands(replace(tuner, outgrown_s=0.0), now)
