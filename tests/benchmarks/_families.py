@@ -44,10 +44,11 @@ TUNING = (
     "judging the budget",
     "held out of odds",
     "judging what pays",
+    "judging by other days",
 )
 """Streams whose runs anybody may look at. The others judged earlier policies."""
 
-JUDGING = "judging by other days"
+JUDGING = "judging what is known"
 """The stream that judges. Anyone who looks at its runs one by one moves it to `TUNING`, and names another here."""
 
 START_UPS_S = (1.0, 5.0, 5.0, 15.0, 30.0, 90.0)
