@@ -340,6 +340,17 @@ def with_what_if(tmp_path_factory):
         yield page, process
 
 
+def test_what_if_asks_again_where_another_question_came_between_its_own_and_the_answer(tab, with_what_if):
+    """An older one that was late, or one of another page: nobody else answers the newest of this page."""
+    tab.set_default_timeout(120_000)
+    for path in ("glance", "replay", "curve"):
+        tab.route(f"**/{path}?*", lambda route: route.fulfill(body="null", content_type="application/json"), times=1)
+    tab.goto(with_what_if[0].url + "what-if")
+    tab.locator("#verdict.good", has_text="The cheapest plan that keeps").wait_for()
+    tab.locator("#tile-late.good").wait_for()
+    tab.locator("#curve:not(.stale) svg").wait_for()
+
+
 def test_what_if_is_a_tab_of_the_live_page_and_knows_the_runs_plan_and_stock(tab, with_what_if):
     page, process = with_what_if
     tab.set_default_timeout(120_000)  # of a child of the lowest priority

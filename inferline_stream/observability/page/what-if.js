@@ -50,10 +50,14 @@ function question() {
   return asked;
 }
 
-async function ask(path, about) {
-  const answer = await fetch(`${path}?question=${encodeURIComponent(JSON.stringify(about))}`);
-  if (!answer.ok) throw new Error(await answer.text());
-  return answer.json();  // null where a newer question has come
+async function ask(path, about, newest = () => false) {
+  for (let pause = SETTLED_MS; ; pause *= 2) {
+    const answer = await fetch(`${path}?question=${encodeURIComponent(JSON.stringify(about))}`);
+    if (!answer.ok) throw new Error(await answer.text());
+    const found = await answer.json();  // null where another question came later: one of another page, or an older one of this page
+    if (found !== null || !newest()) return found;
+    await new Promise((passed) => setTimeout(passed, pause));
+  }
 }
 
 function tile(id, value, note, kind = "") {
@@ -122,21 +126,21 @@ async function answerAll() {
   for (const each of sliders) each.tell();
   verdict("planning …");
   try {
-    const glance = await ask("/glance", about);
+    const glance = await ask("/glance", about, newest);
     if (!glance || !newest()) return;
     if (glance.command) showPlan(glance, about);
     if (glance.replay) showReplay(glance.replay, true);
     if (glance.command) byId("verdict").dataset.answers = mine;
-    const plan = glance.searching ? await ask("/plan", about) : glance;
+    const plan = glance.searching ? await ask("/plan", about, newest) : glance;
     if (!plan || !newest()) return;
     if (glance.searching) showPlan(plan, about);
-    const replay = plan.infeasible ? null : await ask("/replay", about);
+    const replay = plan.infeasible ? null : await ask("/replay", about, newest);
     if (!newest()) return;
     if (replay) showReplay(replay, false);
-    const curve = await ask("/curve", about);
+    const curve = await ask("/curve", about, newest);
     if (!curve || !newest()) return;
     showCurve(curve, plan, about);
-    if (byId("trust").hidden) showTrust(await ask("/trust", {}) ?? { runs: [] });
+    if (byId("trust").hidden) showTrust(await ask("/trust", {}, newest) ?? { runs: [] });
   } catch (error) {
     if (newest()) verdict(`${error.message}`.trim() || "the command that serves this page has ended", "bad");
   }
