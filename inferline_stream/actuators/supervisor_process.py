@@ -82,8 +82,13 @@ class _Process:
 
     async def adopt(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a controller that has come later, if it is one of ours; otherwise make room for its supervisor."""
-        line = await calls.next_line(reader)
-        hello = calls.decode_from_controller(line) if line else None
+        line = b""
+        with contextlib.suppress(ConnectionError):
+            line = await calls.next_line(reader)
+        if not line:  # one that was deposed gives up as it comes
+            writer.close()
+            return
+        hello = calls.decode_from_controller(line)
         if isinstance(hello, calls.Hello) and hello.controller in self._superseded:
             writer.write(calls.encode_line(calls.Reply(0, error=calls.SUPERSEDED)))
             writer.close()
@@ -129,8 +134,11 @@ class _Process:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, request: calls.Request, writer: asyncio.StreamWriter) -> None:
+        if self._ending is not None and request.method in ("scale", "dispatch"):
+            return  # with the end of the connection the controller asks the next supervisor
         try:
-            reply = calls.Reply(request.number, await self._call(request))
+            call = getattr(self.supervisor, request.method)
+            reply = calls.Reply(request.number, await call(*calls.arguments_of(request)))
         except ValueError as error:
             reply = calls.Reply(request.number, error=str(error))
         except Exception as error:  # the controller waits for an answer
@@ -141,11 +149,6 @@ class _Process:
             await writer.drain()
         if request.method == "aclose":
             self.over.set()
-
-    async def _call(self, request: calls.Request) -> Any:
-        if self._ending is not None and request.method in ("scale", "dispatch"):
-            return None  # a controller that replaces what has ended would keep the drain from its end
-        return await getattr(self.supervisor, request.method)(*calls.arguments_of(request))
 
 
 async def _main(first: socket.socket) -> None:

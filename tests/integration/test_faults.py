@@ -32,7 +32,7 @@ KINDS = {
     ],
     "exactly_once": [
         "kill_join_partner", "slow_broker", "freeze_controller", "restart_broker", "freeze_replica", "kill_dispatcher",
-        "freeze_dispatcher", "kill_broker",
+        "freeze_dispatcher", "stop_supervisor", "kill_broker",
     ],
 }  # fmt: skip
 KEEP_THE_LEADER = {"unreachable_broker", "slow_broker", "restart_broker", "kill_broker", "full_disk", "poison"}

@@ -428,6 +428,14 @@ async def kill_supervisor(scene: Scene) -> float:
     return scene.kill(pid)
 
 
+async def stop_supervisor(scene: Scene) -> float:
+    """SIGTERM: the supervisor drains and ends, and the controller, which nobody has told, starts another."""
+    pid = (await scene.condition()).supervisor
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    return time.time()
+
+
 async def kill_controller(scene: Scene) -> float:
     """SIGKILL of the leading controller; dispatchers and replicas live on. Ends once another leads."""
     killed = scene.leader
@@ -525,6 +533,7 @@ FAULTS: dict[str, Callable[[Scene], Awaitable[float]]] = {
         kill_dispatcher,
         freeze_dispatcher,
         kill_supervisor,
+        stop_supervisor,
         kill_controller,
         freeze_controller,
         restart_broker,

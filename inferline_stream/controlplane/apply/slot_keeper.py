@@ -229,6 +229,7 @@ class SlotKeeper:
             self.table = slots.recovered(self.leadership.term, self.leadership.log.grants, self.table)
         there = [d for d in await self.actuator.dispatchers() if d.state == "running"]
         ours = frozenset(d.dispatcher for d in there)
+        self.silence.expect(self.table.holders.keys() - ours - self._ended.keys())  # one may never have been started
         await self._replace_silent(ours)
         if self.silence.clock_s - self._written_s >= _SETTLED_S:
             self._settled = self.table.number

@@ -30,15 +30,6 @@ from tests.unit.dataplane.dispatcher.doubles import routes
 DEADLINE_S = 20.0
 
 
-async def test_a_supervisor_that_ends_starts_nothing_that_a_controller_still_asks_for(tmp_path: Path) -> None:
-    process = _Process(Hello(ProcessTerms(str(tmp_path), "", 1.0, 1.0, 1.0)))
-    async with process.supervisor:
-        process.end()
-        await process._call(request(1, "dispatch", "work", [DispatcherSpec("work-0-a", 0, routes(), "127.0.0.1:9")]))
-        assert await process.supervisor.dispatchers() == ()
-        await process.over.wait()
-
-
 def test_templates_of_replicas_come_as_they_were_sent() -> None:
     kind = Hardware("emulated-core", 0.1)
     specs = {("work", "emulated-core"): ReplicaSpec("", "work", "/topology.py", kind, {1: 0.02, 4: 0.032}, Isolation())}
@@ -73,6 +64,27 @@ async def test_an_order_that_fails_in_any_way_is_answered(tmp_path: Path, monkey
     assert isinstance(reply, Reply)
     assert reply.number == 7
     assert "Too many open files" in reply.error
+
+
+async def test_what_a_supervisor_is_asked_for_as_it_ends_is_left_to_the_next_one(tmp_path: Path) -> None:
+    process, writer = _Process(Hello(ProcessTerms(str(tmp_path), "", 1.0, 1.0, 1.0))), _Writer()
+    controller: Any = writer
+    async with process.supervisor:
+        process.end()
+        spec = DispatcherSpec("work-0-a", 0, routes(), "127.0.0.1:9")
+        await process._answer(request(1, "dispatch", "work", [spec]), controller)
+        assert await process.supervisor.dispatchers() == ()
+        await process.over.wait()
+    assert writer.lines == [], "a controller that is answered does not ask again"
+
+
+async def test_a_connection_that_ends_before_it_says_who_comes_changes_nothing(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    process = _Process(Hello(ProcessTerms(str(tmp_path), "", 1.0, 1.0, 1.0)))
+    async with process.supervisor, asyncio.timeout(DEADLINE_S):
+        ours.close()
+        await process.adopt(*await asyncio.open_unix_connection(sock=theirs))
+        assert process._ending is None
 
 
 async def test_a_controller_that_is_killed_as_it_asks_leaves_a_supervisor_that_drains_and_ends(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class House:
         self.view = PipelineView(context, plan, profile, {"a": 8})
         self.log = {grant_key(g.stage, g.slot): g for g in log}
         self.fails = False
+        self.starts = True
         self.asked: list[list[str]] = []
         self.replaced: list[str] = []
         self.running = {name: ObservedDispatcher(name, "a", 0, 1, 1, "running", 0.0) for name in running}
@@ -68,6 +69,8 @@ class House:
 
     async def dispatch(self, stage: str, specs: Sequence[DispatcherSpec]) -> None:
         self.asked.append([spec.dispatcher for spec in specs])
+        if not self.starts:
+            raise Unreachable("no answer")
         self.running = {
             s.dispatcher: ObservedDispatcher(s.dispatcher, stage, s.slot, 1, 1, "running", 0.0) for s in specs
         }
@@ -192,6 +195,18 @@ async def test_another_hosts_dispatcher_that_is_never_heard_is_given_up_after_it
     await house.after(2.5)
     assert not the_grant(house).begins
     await house.after(1.0)
+    assert the_grant(house).begins
+
+
+async def test_a_dispatcher_that_was_let_begin_and_could_not_be_started_is_given_up_after_its_lease() -> None:
+    house = House()
+    house.starts = False
+    with pytest.raises(Unreachable):
+        await house.step()
+    first, house.starts = the_grant(house).dispatcher, True
+    await house.step(2)
+    assert (the_grant(house).dispatcher == first, the_grant(house).begins) == (False, False)
+    await house.after(3.2)
     assert the_grant(house).begins
 
 
