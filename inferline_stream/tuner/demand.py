@@ -159,7 +159,11 @@ def _floor(state: TunerState, seen: Observation, lead_s: float) -> tuple[Mapping
             return basis.floor, why
     memory_s = basis.knobs.leap_memory_s(lead_s, _late_share(basis, seen))
     if seen.time_s - state.leapt_s < memory_s:
-        return basis.floor, f"traffic has leapt within {memory_s / 60:.0f} min, and another leap may go further"
+        why = f"traffic has leapt within {memory_s / 60:.0f} min, and another leap may go further"
+        if state.choice is None:
+            return basis.floor, why
+        further = supplies(basis, basis.knobs.insurance[0][0] * state.choice.multiple)
+        return {name: min(held, further[name]) for name, held in basis.floor.items()}, why
     return {}, ""
 
 
@@ -207,12 +211,13 @@ def _chosen(
 ) -> TunerState:
     """The state with the level that is cheapest now: chosen once a second, as the record knows moments of it.
 
-    It is chosen at once where more is expected than is alike: the largest of ten looks would always be news.
+    It is chosen at once where more is expected than is alike: the largest of ten looks would always be news. Of fewer
+    seconds than a rate takes the record has no moment.
     """
     second, before, expected = int(seen.time_s), state.choice, traffic.expected
     if before is not None and second == state.chosen_s and expected + traffic.growth <= before.expected * (1 + ALIKE):
         return state
-    if state.record is None or seen.watched_s < 1:
+    if state.record is None or seen.watched_s < RATE_WINDOW_S:
         return replace(state, chosen_s=second)
     basis, passed_s = state.basis, min(second - state.chosen_s, state.basis.knobs.jump_s)
     share, waits = _late_share(basis, seen), basis.groups is not None and basis.groups.quiet_s > 0

@@ -26,7 +26,8 @@ class Price:
 
     Args:
         least: at which no fewer replicas would have been cheaper for the sample.
-        most: at which no more would have been.
+        most: at which no more would have been; the smaller of the two where, with whole replicas, no price makes the
+            plan the cheapest.
         late: of the sample with the plan, as a share of its events: it is not asked to do better.
         objective: share of events that must meet the SLO.
     """
@@ -37,13 +38,18 @@ class Price:
     objective: float
 
     def allowed(self, share: float) -> float:
-        """Of an event that may be late: in the middle of the two, and the dearer the smaller the share left."""
-        return min(max(math.sqrt(self.least * self.most) * (1 - self.objective) / share, self.least), self.most)
+        """Of an event that may be late: in the middle of the two, and the dearer the smaller the share left.
+
+        Where the plan is the cheapest at no price, the smaller: traffic like the sample shall cost the plan.
+        """
+        low, high = sorted((self.least, self.most))
+        usual = math.sqrt(low * high) if self.least <= self.most else low
+        return min(max(usual * (1 - self.objective) / share, low), high)
 
     def beyond(self, share: float) -> float:
         """Of one beyond what is risked on purpose."""
         times = min((1 - self.objective) / share, most_risked(self.objective) / (1 - self.objective))
-        return self.most * max(times, 1.0)
+        return max(self.least, self.most) * max(times, 1.0)
 
     def of(self, late: Floats, share: float) -> Floats:
         """Dollars of so many late events, as shares of the planned ones, per planned event."""
@@ -101,9 +107,10 @@ class Levels:
         late = self.late_share(came)
         dollars, more = (self.cost_per_hour[planned] - self.cost_per_hour) / (3600 * self.rate), late - late[planned]
         fewer, others = np.flatnonzero(more[:planned] > 0), planned + np.flatnonzero(more[planned:] < 0)
-        least = max([self.price.least, *(dollars[fewer] / more[fewer]).tolist()])
-        most = min([self.price.most, *(dollars[others] / more[others]).tolist()])
-        return replace(self.price, least=least, most=max(least, most), late=float(late[planned]))
+        least = max([0.0, *(dollars[fewer] / more[fewer]).tolist()])
+        most = min([math.inf, *(dollars[others] / more[others]).tolist()])
+        least, most = (min(max(price, self.price.least), self.price.most) for price in (least, most))
+        return replace(self.price, least=least, most=most, late=float(late[planned]))
 
     def late_with(self, held: NDArray[np.intp], came: Floats) -> float:
         """Events that are late where each rate comes while that level is held, as a share of all that come."""

@@ -25,6 +25,14 @@ def test_a_late_event_costs_the_more_the_smaller_the_share_that_is_left(share, a
     assert PRICE.beyond(share) == pytest.approx(beyond)
 
 
+def test_where_the_plan_is_cheapest_at_no_price_the_lower_one_counts_until_the_budget_is_spent():
+    crossed = Price(0.009, 0.001, 0.0, 0.99)
+    assert [crossed.allowed(share) for share in (0.02, 0.01, 0.002, 1e-6)] == pytest.approx(
+        [0.001, 0.001, 0.005, 0.009]
+    )
+    assert crossed.beyond(0.01) == pytest.approx(0.009)
+
+
 def test_what_would_page_somebody_costs_the_most_and_what_the_plan_leaves_late_does_not():
     late = np.array([0.0, 0.05, 0.072, 0.172])
     assert PRICE.of(late, 0.01) == pytest.approx([0.0, 0.05 * 0.003, 0.072 * 0.003, 0.072 * 0.003 + 0.1 * 0.009])
@@ -50,6 +58,16 @@ def test_to_serve_none_is_never_cheaper_and_no_late_event_costs_more_than_all_th
     """One replica of each stage that is never late shows nothing."""
     alone = replace(LEVELS, price=Price(EVENT, 100 * EVENT, 0.0, 0.99))
     assert alone.shown(0, np.full(100, 0.4)) == Price(EVENT, 100 * EVENT, 0.0, 0.99)
+
+
+def test_a_replica_that_makes_hardly_anything_late_if_it_goes_makes_no_late_event_dear():
+    """The planner keeps it, where without it the objective is missed by a hair."""
+    known = record([(1.0, 0.9)] * 1000)
+    late = np.zeros_like(LEVELS.late)
+    late[0], late[1], late[2] = 0.0101, 0.01, 0.002
+    shown = replace(LEVELS, late=late, price=Price(EVENT, 100 * EVENT, 0.0, 0.99)).shown(1, known.came)
+    assert (shown.least, shown.most) == (pytest.approx(100 * EVENT), pytest.approx(2 / 3600 / 100 / 0.008))
+    assert shown.allowed(0.01) == pytest.approx(shown.most)
 
 
 def test_what_is_held_makes_late_what_comes_beyond_it():

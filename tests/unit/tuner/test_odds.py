@@ -273,19 +273,32 @@ def test_steady_samples_leap_nowhere_and_one_that_doubles_at_once_does():
     assert leaping.leaps
 
 
-def test_after_a_leap_plan_and_insurance_are_held_for_half_an_hour():
+@pytest.mark.parametrize(("rate", "level", "held"), [(30.0, 100.0, 250.0), (80.0, 200.0, 300.0)])
+def test_after_a_leap_as_much_again_is_held_for_half_an_hour_and_no_more_than_in_a_beginning(
+    rate: float, level: float, held: float
+) -> None:
+    """2.5 times what the level carries, half the planned traffic or all of it; 300 are held in a beginning."""
     knobs = PolicySettings(insurance=((2.5, 0.25),), beginning_s=0.0)
-    calm = record([(0.3, 0.3)] * 1000)
+    supply = {"a": (100.0, 200.0, 250.0, 300.0), "b": (75.0, 150.0, 190.0, 225.0)}
+    calm = record([(rate / 100, rate / 100)] * 1000)
 
     def needed(known: TrafficRecord, time_s: float) -> float:
-        tuner = state(knobs)
-        tuner = staffed(tuner, Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, known))
-        tuner, _ = demands(tuner, moment(0.0, 30.0))
-        return demands(tuner, moment(time_s, 30.0))[1]["a"].needed
+        tuner = staffed(state(knobs), Staffing((0.5, 1.0, 1.25, 1.5), supply, 100.0, known))
+        tuner, _ = demands(tuner, moment(0.0, rate))
+        return demands(tuner, moment(time_s, rate))[1]["a"].needed
 
-    assert needed(calm, 10.0) == 100.0
-    assert needed(replace(calm, leaps=True), 1799.0) == 300.0
-    assert needed(replace(calm, leaps=True), 1800.0) == 100.0
+    assert needed(calm, 10.0) == level
+    assert needed(replace(calm, leaps=True), 1799.0) == held
+    assert needed(replace(calm, leaps=True), 1800.0) == level
+
+
+def test_of_fewer_seconds_than_a_rate_takes_the_record_says_nothing():
+    tuner = staffed(state(), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, record([(0.9, 0.9)] * 1000)))
+    batch = (0,) * 29 + (800,)
+    early, _ = demands(tuner, replace(moment(1.0, 90.0), recent=batch, watched_s=4.9))
+    assert early.choice is None
+    later, _ = demands(early, replace(moment(5.0, 90.0), recent=batch, watched_s=5.0))
+    assert later.choice is not None
 
 
 def followed(moments: list[tuple[float, float]], of: Levels = LEVELS, *, fallen: bool = False) -> list[float]:
