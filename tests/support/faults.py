@@ -429,7 +429,7 @@ async def kill_supervisor(scene: Scene) -> float:
 
 
 async def stop_supervisor(scene: Scene) -> float:
-    """SIGTERM: the supervisor drains and ends, and the controller, which nobody has told, starts another."""
+    """SIGTERM: the supervisor drains and ends, and the controller, which did not ask for that, starts another."""
     pid = (await scene.condition()).supervisor
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
