@@ -1,11 +1,13 @@
 """What share of the events is late with so many replicas, by the rate of the five seconds that they come in.
 
 It is read off the simulation of the sample. Rates that the sample has are as late as they are there: between them is
-what its bursts make. Rates beyond those are looked for in the sample at other speeds.
+what its bursts make. Rates beyond those are looked for in the sample at other speeds. The nearest speeds count most: a
+sample that is on and off has windows that are both, and sped up enough these come at any rate.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,28 +76,28 @@ def late_shares(
         late = windows.late(simulated(sample.sped_up(speed)), speed, slo_s)
         return np.maximum(late, 1 - served / speed)
 
-    rates, shares, events = [], [], []
+    rates, shares, weights = [], [], []
     for speed in (round(carried * multiple, 6) for multiple in SPEEDS):
         reached = speed * windows.rates
         beyond = some & ((reached < windows.least) | (reached > windows.most))
         if beyond.any():
             rates.append(reached[beyond])
             shares.append(late_at(speed)[beyond])
-            events.append(windows.events[beyond])
+            weights.append(windows.events[beyond] / max(abs(math.log(speed)), NEAR) ** 2)
     own = late_at(1.0)[some]
     within = np.array([windows.least, *windows.rates[some], windows.most]), np.array([own[0], *own, own[-1]])
-    others = _near(np.concatenate(rates), np.concatenate(shares), np.concatenate(events)) if rates else within
+    others = _near(np.concatenate(rates), np.concatenate(shares), np.concatenate(weights)) if rates else within
     beyond = (others[0] < windows.least) | (others[0] > windows.most)
     found = np.concatenate([within[0], others[0][beyond]]), np.concatenate([within[1], others[1][beyond]])
     order = np.argsort(found[0], kind="stable")
     return LateShares(found[0][order], found[1][order])
 
 
-def _near(rates: Floats, shares: Floats, events: Floats) -> tuple[Floats, Floats]:
-    """Rates at even distances, and the mean share of the events that came at rates near each."""
+def _near(rates: Floats, shares: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Rates at even distances, and the mean share at rates near each."""
     known = np.log(rates)
     at = np.arange(known.min(), known.max() + NEAR, NEAR)
-    near = np.maximum(1 - np.abs(at[:, None] - known) / NEAR, 0.0) * events
+    near = np.maximum(1 - np.abs(at[:, None] - known) / NEAR, 0.0) * weights
     found = near.sum(axis=1)
     return np.exp(at[found > 0]), (near @ shares)[found > 0] / found[found > 0]
 

@@ -40,6 +40,17 @@ def test_rates_that_the_sample_has_are_as_late_as_there_however_far_from_its_mea
     assert simulated(sample).miss_rate(SLO_S) < 0.02
 
 
+def test_windows_that_are_half_on_say_little_of_rates_that_are_hardly_above_the_sample() -> None:
+    """90/s while it is on, for 2 to 14 s: 110/s are served, and half of a window at 200/s is no such rate."""
+    rng = np.random.default_rng(3)
+    on = [gamma_trace(90.0, 1.0, float(rng.uniform(2, 14)), rng).arrivals_s + 60.0 * minute for minute in range(10)]
+    sample = Trace(np.concatenate(on))
+    most = np.convolve(np.bincount(sample.arrivals_s.astype(int)), np.full(5, 0.2), "valid").max() / sample.arrival_rate
+    found = late_shares(sample, 1.9, 99.0, SLO_S, simulated)
+    assert found.at(most * np.array([1.02, 1.05, 1.1])).max() < 0.01
+    assert simulated(sample.sped_up(1.1)).miss_rate(SLO_S) == 0.0
+
+
 @pytest.mark.parametrize("arrivals_s", [[0.0, 0.4, 0.5], [0.0, 2.0, 7.0, 30.5], [20.2, 20.4]])
 def test_of_a_few_events_a_curve_is_made_too(arrivals_s: list[float]) -> None:
     found = late_shares(Trace(arrivals_s), 1.0, 2.0, SLO_S, simulated)
