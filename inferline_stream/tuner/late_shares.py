@@ -83,7 +83,7 @@ def late_shares(
         if beyond.any():
             rates.append(reached[beyond])
             shares.append(late_at(speed)[beyond])
-            weights.append(windows.events[beyond] / max(abs(math.log(speed)), NEAR) ** 2)
+            weights.append(windows.events[beyond] / max(math.log(speed), NEAR) ** 2)
     own = late_at(1.0)[some]
     within = np.array([windows.least, *windows.rates[some], windows.most]), np.array([own[0], *own, own[-1]])
     others = _near(np.concatenate(rates), np.concatenate(shares), np.concatenate(weights)) if rates else within
