@@ -173,7 +173,10 @@ class LocalActuator:
     async def _ask(self, writer: asyncio.StreamWriter, method: str, *arguments: Any) -> Any:
         number = next(self._numbers)
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
-        limit_s = _ANSWER_S + (arguments[0] if method == "drain" else 0.0) + 2 * self._terms.kill_after_s
+        answer_s = _ANSWER_S + (arguments[0] if method == "drain" else 0.0)
+        if method in calls.LEFT_TO_THE_NEXT:
+            answer_s = max(answer_s, self._terms.drain_timeout_s)
+        limit_s = answer_s + 2 * self._terms.kill_after_s
         try:
             writer.write(calls.encode_line(calls.request(number, method, *arguments)))
             async with asyncio.timeout(limit_s):

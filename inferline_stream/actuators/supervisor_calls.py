@@ -52,6 +52,10 @@ ARGUMENTS: dict[str, Any] = {
 }
 """Types of each method's arguments."""
 
+LEFT_TO_THE_NEXT = ("scale", "dispatch")
+"""Methods that a supervisor leaves unanswered while it drains: it starts nothing any more, and its controller asks the
+next supervisor once the connection has ended."""
+
 
 def request(number: int, method: str, *arguments: Any) -> Request:
     """Return a call of a method."""

@@ -85,7 +85,7 @@ class _Process:
         line = b""
         with contextlib.suppress(ConnectionError):
             line = await calls.next_line(reader)
-        if not line:  # one that was deposed gives up as it comes
+        if not line:  # a controller that is deposed as it connects leaves without a hello
             writer.close()
             return
         hello = calls.decode_from_controller(line)
@@ -134,8 +134,8 @@ class _Process:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, request: calls.Request, writer: asyncio.StreamWriter) -> None:
-        if self._ending is not None and request.method in ("scale", "dispatch"):
-            return  # with the end of the connection the controller asks the next supervisor
+        if self._ending is not None and request.method in calls.LEFT_TO_THE_NEXT:
+            return
         try:
             call = getattr(self.supervisor, request.method)
             reply = calls.Reply(request.number, await call(*calls.arguments_of(request)))

@@ -1,8 +1,9 @@
 """What share of the events is late with so many replicas, by the rate of the five seconds that they come in.
 
 It is read off the simulation of the sample. Rates that the sample has are as late as they are there: between them is
-what its bursts make. Rates beyond those are looked for in the sample at other speeds. The nearest speeds count most: a
-sample that is on and off has windows that are both, and sped up enough these come at any rate.
+what its bursts make. Rates beyond those are looked for in the sample at other speeds. For rates above the sample's,
+speeds near its own count most: a sample that is on and off has windows that are both, and sped up enough these come at
+any rate.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def late_shares(
         if beyond.any():
             rates.append(reached[beyond])
             shares.append(late_at(speed)[beyond])
+            # Slower speeds weigh the same: at rates below hardly anything is late, and more windows make them smoother.
             weights.append(windows.events[beyond] / max(math.log(speed), NEAR) ** 2)
     own = late_at(1.0)[some]
     within = np.array([windows.least, *windows.rates[some], windows.most]), np.array([own[0], *own, own[-1]])

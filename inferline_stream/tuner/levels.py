@@ -40,7 +40,8 @@ class Price:
     def allowed(self, share: float) -> float:
         """Of an event that may be late: in the middle of the two, and the dearer the smaller the share left.
 
-        Where the plan is the cheapest at no price, the smaller: traffic like the sample shall cost the plan.
+        Where no price makes the plan the cheapest, it begins at the smaller one: traffic like the sample costs no more
+        than the plan.
         """
         low, high = sorted((self.least, self.most))
         usual = math.sqrt(low * high) if self.least <= self.most else low

@@ -52,9 +52,11 @@ class PolicySettings:
     ``insurance`` empty the plan has no reserve but that of the odds."""
 
     def leap_memory_s(self, lead_s: float, share: float) -> float:
-        """How long the same is worth holding after a leap that nothing foretold, of the sample or live.
+        """Return how long a reserve is worth holding after a leap that nothing foretold, of the sample or live.
 
-        The next one may go further than any in the record, and comes as suddenly. See docs/explanation/reserve.md.
+        It is what the odds ask for, times the multiple of the first layer of ``insurance``, and no more than in a
+        beginning. The next leap may go further than any in the record, and comes as suddenly. See
+        docs/explanation/reserve.md.
 
         Args:
             lead_s: from asking for a replica to its working.

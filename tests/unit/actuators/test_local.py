@@ -19,7 +19,7 @@ import pytest
 from inferline_stream.actuators import local as local_actuator
 from inferline_stream.actuators.actuator import DispatcherExit, ProcessTerms, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.actuators.supervisor_calls import Reply, encode_line
+from inferline_stream.actuators.supervisor_calls import Reply, Request, decode_from_controller, encode_line
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
@@ -233,6 +233,37 @@ async def test_a_supervisor_that_is_killed_as_it_answers_gets_a_successor(
     async with LocalActuator(ProcessTerms(str(tmp_path / "logs")), folder=tmp_path) as local:
         assert await local.observe() == ()
         assert local.supervisor_pid != 2**22
+
+
+async def test_a_supervisor_may_drain_for_as_long_as_it_may_take_before_its_successor_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_actuator, "_ANSWER_S", 0.3)
+    scaled: list[int] = []
+
+    async def supervise(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(encode_line(Reply(0, 2**22)))
+        while line := await reader.readline():
+            asked = decode_from_controller(line)
+            assert isinstance(asked, Request)
+            if asked.method == "scale":
+                scaled.append(asked.number)
+                if len(scaled) == 1:
+                    await asyncio.sleep(1.0)
+                    break
+            writer.write(encode_line(Reply(asked.number)))
+            if asked.method == "aclose":
+                break
+        writer.close()
+
+    terms = ProcessTerms(str(tmp_path / "logs"), drain_timeout_s=DEADLINE_S, kill_after_s=0.0)
+    async with (
+        await asyncio.start_unix_server(supervise, tmp_path / "supervisor.sock"),
+        LocalActuator(terms, folder=tmp_path) as local,
+    ):
+        await local.scale("work", "kind", 1)
+    assert len(scaled) == 2
 
 
 CONTROLLER = """

@@ -210,6 +210,13 @@ async def test_a_dispatcher_that_was_let_begin_and_could_not_be_started_is_given
     assert the_grant(house).begins
 
 
+async def test_a_dispatcher_of_this_host_that_takes_long_to_start_is_left_alone(house: House) -> None:
+    first = the_grant(house)
+    await house.step()
+    await house.after(30.0)
+    assert (house.replaced, the_grant(house)) == ([], first)
+
+
 async def test_a_controller_that_comes_back_keeps_the_dispatchers_of_its_host() -> None:
     house = House([Grant("a", 0, 1, "mine", 1, 5, plan=StagePlan({"cpu": HardwarePlan(4)}))], running=["mine"])
     await house.step(2)

@@ -292,6 +292,14 @@ def test_after_a_leap_as_much_again_is_held_for_half_an_hour_and_no_more_than_in
     assert needed(replace(calm, leaps=True), 1800.0) == level
 
 
+def test_after_a_leap_of_the_sample_a_beginnings_reserve_is_held_until_a_level_is_chosen():
+    knobs = PolicySettings(insurance=((2.5, 0.25),), beginning_s=0.0)
+    leaping = replace(record([(0.3, 0.3)] * 1000), leaps=True)
+    tuner = staffed(state(knobs), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, leaping))
+    tuner, found = demands(tuner, replace(moment(1.0, 30.0), watched_s=1.0))
+    assert (tuner.choice, found["a"].needed) == (None, 300.0)
+
+
 def test_of_fewer_seconds_than_a_rate_takes_the_record_says_nothing():
     tuner = staffed(state(), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, record([(0.9, 0.9)] * 1000)))
     batch = (0,) * 29 + (800,)
