@@ -56,12 +56,13 @@ class LocalActuator:
         terms: how processes run.
         folder: private folder of the supervisor's socket, at which the next controller finds it; None for a
             supervisor that no other controller can find.
+        term: of the leadership of the controller that uses it.
     """
 
-    def __init__(self, terms: ProcessTerms, folder: Path | None = None) -> None:
+    def __init__(self, terms: ProcessTerms, folder: Path | None = None, term: int = 0) -> None:
         self._terms, self._log_folder = terms, Path(terms.log_folder)
         self._socket = "" if folder is None else str(folder.absolute() / _SOCKET)
-        self._hello = calls.Hello(terms, self._socket, secrets.token_hex(8))
+        self._hello = calls.Hello(terms, self._socket, secrets.token_hex(8), term)
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None

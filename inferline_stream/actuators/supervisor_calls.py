@@ -18,7 +18,7 @@ that one comes back, since it may not have read it."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """First line of a controller. A supervisor that has begun looks at its identity and its controller alone."""
+    """First line of a controller. A supervisor that has begun looks at identity, controller and term alone."""
 
     terms: ProcessTerms
     """A supervisor that has another identity drains and ends."""
@@ -26,6 +26,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Path of a Unix socket at which a later controller may come; empty for none."""
     controller: str = ""
     """Unique: one that was superseded may not come back."""
+    term: int = 0
+    """Of its leadership: one of an older term than that of the controller that is served was deposed before it came."""
 
 
 class Request(msgspec.Struct, frozen=True, tag="request"):

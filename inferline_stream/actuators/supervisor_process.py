@@ -45,7 +45,8 @@ class _Process:
         self._listed = bool(hello.listen)
         self._writer: asyncio.StreamWriter | None = None
         """To the controller that came last."""
-        self._controller = hello.controller
+        self._served = hello
+        """Of the controller that came last."""
         self._superseded: set[str] = set()
         self._unsent: list[calls.Ended] = []
         self._orphaned: asyncio.TimerHandle | None = None
@@ -53,17 +54,17 @@ class _Process:
         self._tasks: set[asyncio.Task[None]] = set()
         self.over = asyncio.Event()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, controller: str) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: calls.Hello) -> None:
         """Serve a controller to the end of its connection."""
         if self._writer is not None:
             logger.info("another controller has come")
-            self._superseded.add(self._controller)
+            self._superseded.add(self._served.controller)
             self._writer.write(calls.encode_line(calls.Reply(0, error=calls.SUPERSEDED)))
             self._writer.close()
         if self._orphaned is not None:
             self._orphaned.cancel()
             self._orphaned = None
-        self._writer, self._controller = writer, controller
+        self._writer, self._served = writer, hello
         writer.write(calls.encode_line(calls.Reply(0, os.getpid())))
         for ended in self._unsent:
             writer.write(calls.encode_line(ended))
@@ -89,18 +90,23 @@ class _Process:
             writer.close()
             return
         hello = calls.decode_from_controller(line)
-        if isinstance(hello, calls.Hello) and hello.controller in self._superseded:
+        if isinstance(hello, calls.Hello) and self._is_deposed(hello):
             writer.write(calls.encode_line(calls.Reply(0, error=calls.SUPERSEDED)))
             writer.close()
             return
         if isinstance(hello, calls.Hello) and hello.terms.identity == self._terms.identity and self._ending is None:
             with contextlib.suppress(asyncio.CancelledError):  # at the end of the process; asyncio would log it
-                await self.serve(reader, writer, hello.controller)
+                await self.serve(reader, writer, hello)
             return
         logger.info("a controller with another identity has come: this one drains")
         writer.write(calls.encode_line(calls.Reply(0, error="another identity")))
         writer.close()
         self.end()
+
+    def _is_deposed(self, hello: calls.Hello) -> bool:
+        """Whether another controller leads in its place: one that is served, or was after it."""
+        older = self._writer is not None and hello.term < self._served.term
+        return older or hello.controller in self._superseded
 
     async def report(self) -> None:
         """Report each exit to the controller, or keep it for the next one."""
@@ -163,7 +169,7 @@ async def _main(first: socket.socket) -> None:
             server = await asyncio.start_unix_server(process.adopt, hello.listen, limit=calls.LONGEST_LINE_BYTES)
         working = [
             asyncio.create_task(process.report()),
-            asyncio.create_task(process.serve(reader, writer, hello.controller)),
+            asyncio.create_task(process.serve(reader, writer, hello)),
         ]
         await process.over.wait()
         for task in working:

@@ -74,7 +74,7 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
             Leadership(run.bootstrap_servers, context.names, controller_name, context.decoder)
         )
         if actuator is None:
-            actuator, core_use = await stack.enter_async_context(_local(run)), _core_use(run)
+            actuator, core_use = await stack.enter_async_context(_local(run, leadership.term)), _core_use(run)
         else:
             run, core_use = replace(run, cores=math.inf), CoreUse()
         found = await recover(run.bootstrap_servers, context.names, context.decoder)
@@ -124,10 +124,10 @@ async def _led(leadership: Leadership, work: Coroutine[Any, Any, None]) -> None:
         task.cancel()
 
 
-def _local(run: Run) -> LocalActuator:
+def _local(run: Run, term: int) -> LocalActuator:
     orphan_s = run.settings.orphan_s if run.supervisor_folder is not None else _FORSAKEN_S
     terms = ProcessTerms(str(run.log_folder.absolute()), run.identity, run.settings.drain_timeout_s, orphan_s=orphan_s)
-    return LocalActuator(terms, run.supervisor_folder)
+    return LocalActuator(terms, run.supervisor_folder, term)
 
 
 def _core_use(run: Run) -> CoreUse:

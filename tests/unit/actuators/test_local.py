@@ -175,12 +175,12 @@ async def test_a_stage_that_nobody_has_described_is_refused(tmp_path: Path) -> N
             await local.scale("a", "kind", 1)
 
 
-async def pool(root: Path, folder: Path | None = None, **arguments: Any) -> tuple[LocalActuator, str]:
+async def pool(root: Path, folder: Path | None = None, term: int = 0, **arguments: Any) -> tuple[LocalActuator, str]:
     """An actuator with a stand-in for a dispatcher and a real replica that has answered it."""
     topology = root / "topology.py"
     topology.write_text(TOPOLOGY)
     terms = ProcessTerms(str(root / "logs"), drain_timeout_s=5.0, dispatcher_module="stand_in_dispatcher", **arguments)
-    local = LocalActuator(terms, folder)
+    local = LocalActuator(terms, folder, term)
     routes = routes_of(load_topology(topology), "work")
     await local.know({("work", "kind"): spec(str(topology), "work", cores=0)})
     await local.dispatch("work", [DispatcherSpec("work-0-a", 0, routes, "127.0.0.1:9")])
@@ -339,6 +339,18 @@ async def test_a_controller_whose_supervisor_another_one_has_taken_over_leaves_i
         assert sorted(await pids_of(second)) == pids
     assert first._process is not None
     await asyncio.to_thread(first._process.wait)  # it is this process's child
+
+
+@pytest.mark.parametrize("identity", ["one", "two"])
+async def test_a_controller_that_was_deposed_before_it_came_takes_nothing_from_its_successor(
+    tmp_path: Path, identity: str
+) -> None:
+    leads, _ = await pool(tmp_path, folder=tmp_path / "run", identity="one", term=2)
+    async with leads:
+        pids = sorted(await pids_of(leads))
+        deposed = LocalActuator(ProcessTerms(str(tmp_path / "logs"), identity=identity), tmp_path / "run", term=1)
+        assert await deposed.observe() == ()
+        assert sorted(await pids_of(leads)) == pids
 
 
 async def test_a_controller_of_another_kind_gets_a_supervisor_of_its_own(tmp_path: Path) -> None:

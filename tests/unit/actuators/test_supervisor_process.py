@@ -91,7 +91,7 @@ async def test_a_controller_that_is_killed_as_it_asks_leaves_a_supervisor_that_d
     ours, theirs = socket.socketpair()
     process = _Process(Hello(ProcessTerms(str(tmp_path), "", 1.0, 1.0, orphan_s=0.0)))
     async with process.supervisor, asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-        tasks.create_task(process.serve(*await asyncio.open_unix_connection(sock=theirs), "killed"))
+        tasks.create_task(process.serve(*await asyncio.open_unix_connection(sock=theirs), process._hello))
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         await reader.readline()
         writer.write(encode_line(request(1, "scale", "work", "kind", 3, []))[:20])
