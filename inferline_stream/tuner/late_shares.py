@@ -84,7 +84,7 @@ def late_shares(
         if beyond.any():
             rates.append(reached[beyond])
             shares.append(late_at(speed)[beyond])
-            # Slower speeds weigh the same: at rates below hardly anything is late, and more windows make them smoother.
+            # Slower speeds weigh the same. Where they did not, a day's replicas changed direction more often.
             weights.append(windows.events[beyond] / max(math.log(speed), NEAR) ** 2)
     own = late_at(1.0)[some]
     within = np.array([windows.least, *windows.rates[some], windows.most]), np.array([own[0], *own, own[-1]])
