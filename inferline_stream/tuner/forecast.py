@@ -6,7 +6,8 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 SPANS = (1, 2, 3, 5, 8, 12, 20, 30)
 """Seconds that a level or a line is fitted to: short ones see jumps at once, long ones slow ramps through noise."""
@@ -45,8 +46,7 @@ FALL_SURE = 5.0
 such a fall at CV 1, and 6, 5 and 3 at CV 4."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(Struct, frozen=True):
     """What is expected of traffic within a lead.
 
     Args:
