@@ -153,7 +153,7 @@ class Plant:
         """Serve the queues up to an instant until which every R is known."""
         workload, news = self._workload, self._news
         self._served_s = now_s
-        first, self._entered = self._entered, int(np.searchsorted(workload.entering_s, now_s, side="left"))
+        first, self._entered = self._entered, int(workload.entering_s.searchsorted(now_s, side="left"))
         gone: list[Tokens] = []
 
         def tokens_of(source: Source) -> Tokens:
@@ -164,8 +164,8 @@ class Plant:
             (changes_s, by_period_s), reports_s = news.rests(now_s), news.reports_s(now_s)
             reported = np.tile([0.0, 0.0, -math.inf], (len(self._stages), reports_s.size, 1))
             instants_s = np.sort(np.concatenate([horizon.instants_s, changes_s]))
-            horizon = Horizon(now_s, looks_s, instants_s, np.searchsorted(instants_s, looks_s))
-            rests_s = by_period_s.take(np.searchsorted(changes_s, instants_s), axis=1)
+            horizon = Horizon(now_s, looks_s, instants_s, instants_s.searchsorted(looks_s))
+            rests_s = by_period_s.take(changes_s.searchsorted(instants_s), axis=1)
         for s, stage in enumerate(self._stages):
             arrived = self._flow.arrivals(s, (first, self._entered), tokens_of, now_s)
             left = stage.advance(arrived, horizon, ALWAYS if news is None else rests_s[s])

@@ -146,8 +146,8 @@ class StageQueues:
             for slot, own in zip(serving, spent_s, strict=True)
         ]
         if self._watched:
-            seen[:, 3:] = spent_s[0, looked] if len(gone) == 1 else spent_s[:, looked].sum(axis=0)
-            self._spent = spent_s[:, -1].sum(axis=0)
+            spent_s = spent_s[0] if len(gone) == 1 else spent_s.sum(axis=0)
+            seen[:, 3:], self._spent = spent_s[looked], spent_s[-1]
         return together(gone) if gone else Tokens(np.empty(0), np.empty(0, np.int32))
 
     def add(self, slot: int, kind: int, now_s: float) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from inferline_stream.pipeline.fallback import UNMET_S, UNMET_SHARE
 from inferline_stream.pipeline.units import count_of
@@ -35,8 +37,7 @@ USEFUL_SUPPLY = 2.0
 more, and a stage that is hardly used must not grow because its speed wobbles."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrafficMultiple:
+class TrafficMultiple(Struct, frozen=True):
     """How much traffic there is, in multiples of the sample's, and where that was seen.
 
     Args:
@@ -64,8 +65,7 @@ class TrafficMultiple:
     least: float
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Struct, frozen=True):
     """What one stage needs.
 
     Args:

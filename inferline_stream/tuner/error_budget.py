@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 DAY_S = 86_400.0
 
@@ -27,8 +27,7 @@ def most_risked(objective: float) -> float:
     return min(FAST_BURN * (1 - objective), LARGEST_RATIO) / 2
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorBudget:
+class ErrorBudget(Struct, frozen=True):
     """Events of the SLO's window so far.
 
     Args:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from msgspec import Struct
 
 SPANS = (1, 2, 3, 5, 8, 12, 20, 30)
 """Seconds that a level or a line is fitted to: short ones see jumps at once, long ones slow ramps through noise."""
 
 SHORTEST_TREND = 3
 """Seconds below which no line is fitted."""
-
-_CHANCES = {span: 2 * math.log(SPANS[-1] / span) for span in SPANS}
-"""What the square of the standard errors grows by at each span, see `rising_rates`."""
-
-_SQUARES = {span: span * (span * span - 1) / 12 for span in SPANS}
-"""Σ (t − mean t)² over the seconds of each span."""
 
 LIKELY, SURE = 1.0, 3.0
 """Standard errors by which a rate or trend over the longest span is lowered: it is exceeded five times in six, or 740
@@ -45,8 +42,7 @@ FALL_SURE = 5.0
 such a fall at CV 1, and 6, 5 and 3 at CV 4."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(Struct, frozen=True):
     """What is expected of traffic within a lead.
 
     Args:
@@ -97,32 +93,62 @@ def rising_rates(recent: Sequence[int], lead_s: float) -> tuple[float, float]:
         return 0.0, 0.0
     moments = list(itertools.accumulate(map(operator.mul, newest_first, range(len(recent)))))
     dispersion = index_of_dispersion(recent)
-    extent = max(lead_s / SPANS[-1], 1.0)
     likely = sure = 0.0
-    for span in SPANS:
+    for span, level, line, squares, ahead_s, spread in _fits(lead_s):
         if span > len(recent):
             break
         total = totals[span - 1]
         if total < LEAST_EVENTS:
             continue
-        mean, chances = total / span, _CHANCES[span]
+        mean = total / span
         if mean > sure:
             error = math.sqrt(mean * dispersion / span)
-            likely = max(likely, mean - math.sqrt(LIKELY**2 + chances) * error)
-            sure = max(sure, mean - math.sqrt(SURE**2 + chances) * error)
+            likely, sure = max(likely, mean - level[0] * error), max(sure, mean - level[1] * error)
         if span < SHORTEST_TREND:
             continue
-        squares = _SQUARES[span]
         slope = (mean * span * (span - 1) / 2 - moments[span - 1]) / squares
         if slope <= 0:
             continue
-        ahead_s = span / 2 + lead_s
         reached = min(mean + slope * ahead_s, (mean + slope * span / 2) * MOST_GROWTH)
         if reached > sure:
-            error = math.sqrt(mean * dispersion * (1 / span + ahead_s * ahead_s / squares))
-            likely = max(likely, reached - math.sqrt((LIKELY * extent) ** 2 + chances) * error)
-            sure = max(sure, reached - math.sqrt((SURE * extent) ** 2 + chances) * error)
+            error = math.sqrt(mean * dispersion * spread)
+            likely, sure = max(likely, reached - line[0] * error), max(sure, reached - line[1] * error)
     return likely, sure
+
+
+class _Span(NamedTuple):
+    """What a span's mean rate and line have whatever came.
+
+    Args:
+        span: seconds.
+        level: standard errors by which the mean rate is lowered, for what is likely and for what is sure.
+        line: likewise of the line.
+        squares: Σ (t − mean t)² over the seconds.
+        ahead_s: from their middle to the end of the lead.
+        spread: variance of what the line predicts there, in that of a second's count.
+    """
+
+    span: int
+    level: tuple[float, float]
+    line: tuple[float, float]
+    squares: float
+    ahead_s: float
+    spread: float
+
+
+@functools.lru_cache
+def _fits(lead_s: float) -> tuple[_Span, ...]:
+    """Of all `SPANS`."""
+    extent, found = max(lead_s / SPANS[-1], 1.0), []
+    for span in SPANS:
+        chances, squares, ahead_s = 2 * math.log(SPANS[-1] / span), span * (span * span - 1) / 12, span / 2 + lead_s
+        spread = 1 / span + ahead_s * ahead_s / squares if squares else math.inf
+        level, line = (
+            (math.sqrt((LIKELY * times) ** 2 + chances), math.sqrt((SURE * times) ** 2 + chances))
+            for times in (1.0, extent)
+        )
+        found.append(_Span(span, level, line, squares, ahead_s, spread))
+    return tuple(found)
 
 
 def fallen_to(recent: Sequence[int]) -> float:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from msgspec import structs
+
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.group_model import GroupModel
 from inferline_stream.pipeline.group_profile import owned_queues
@@ -101,7 +103,7 @@ def group_state(
         changes_needed(table, {s.name: s.kinds[0].throughput for s in state.basis.stages}, known, QUIET_S),
     )
     groups = replace(groups, quiet_s=HELD_S) if groups.holds else groups
-    return replace(state, basis=replace(state.basis, groups=groups), groups=GroupMemory(state.wanted))
+    return structs.replace(state, basis=replace(state.basis, groups=groups), groups=GroupMemory(state.wanted))
 
 
 def _within_s(model: GroupModel) -> float:
@@ -143,13 +145,13 @@ def group_step(state: TunerState, seen: Observation) -> tuple[TunerState, Decisi
     if state.time_s is None or not 0 <= seen.time_s - state.time_s <= state.basis.knobs.jump_s:
         memory = GroupMemory(memory.asked)
     memory = _with_members(memory, seen)
-    asked, decision = step(replace(state, wanted=memory.asked), _excused(state, basis, memory, seen))
+    asked, decision = step(structs.replace(state, wanted=memory.asked), _excused(state, basis, memory, seen))
     wanted_now = {s.name: _wanted(s, basis, asked.wanted[s.name], seen) for s in state.basis.stages}
     memory = _remembered(replace(memory, asked=asked.wanted), basis, wanted_now, seen.time_s)
     if decision is not None and decision.action is Action.SCALE_UP:
         memory = replace(memory, raised=decision)
     elif decision is not None and decision.action is Action.HOLD:  # it is given once; members change a step later
-        return replace(asked, wanted=state.wanted, groups=memory), replace(decision, replicas=state.wanted)
+        return structs.replace(asked, wanted=state.wanted, groups=memory), replace(decision, replicas=state.wanted)
     wanted, lowered = dict(state.wanted), []
     for stage in state.basis.stages:
         held, target = sum(state.wanted[stage.name].values()), wanted_now[stage.name]
@@ -160,13 +162,13 @@ def group_step(state: TunerState, seen: Observation) -> tuple[TunerState, Decisi
             target = _raised(stage, memory, seen, held=held)
         if target != held:
             wanted[stage.name] = {stage.kinds[0].hardware: target}
-    state = replace(asked, wanted=state.wanted, groups=memory)
+    state = structs.replace(asked, wanted=state.wanted, groups=memory)
     if wanted == state.wanted:
         return state, None
     changed = [name for name in wanted if wanted[name] != state.wanted[name]]
     memory = replace(memory, changes_s=(*memory.changes_s, *[seen.time_s] * len(changed)))
     raised = [name for name in changed if name not in lowered]
-    state = replace(state, wanted=wanted, changed_s=seen.time_s, groups=memory)
+    state = structs.replace(state, wanted=wanted, changed_s=seen.time_s, groups=memory)
     # Where the plan's number is held, members follow a while after the default policy has asked for them.
     why = memory.raised if basis.holds else decision
     return state, _decision(wanted, raised, lowered, why, basis)
@@ -199,13 +201,13 @@ def _excused(state: TunerState, basis: GroupBasis, memory: GroupMemory, seen: Ob
         if passed_s <= longest_s + drained_s + LOOK_BACK_S:
             there = _within_a_hole(there, arriving * longest_s)
         stages[stage.name] = there
-    return replace(seen, stages=stages)
+    return structs.replace(seen, stages=stages)
 
 
 def _within_a_hole(there: StageObservation, excused: float) -> StageObservation:
-    return replace(
+    return structs.replace(
         there,
-        supply={hardware: replace(supply, throughput=None) for hardware, supply in there.supply.items()},
+        supply={hardware: structs.replace(supply, throughput=None) for hardware, supply in there.supply.items()},
         visit_ratio=None,
         partition_lags=(max(0, there.lag - round(excused)),),
         partition_idle_s=(),

@@ -7,9 +7,10 @@ objective pays for are made again of what has come since. `run` and replay plan 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.group_model import GroupModel

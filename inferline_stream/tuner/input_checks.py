@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.observation import Observation

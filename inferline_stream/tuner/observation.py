@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from inferline_stream.tuner.calendar import Calendar
@@ -14,8 +15,7 @@ RECENT_S = 10.0
 """What recent figures were counted in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Supply:
+class Supply(Struct, frozen=True):
     """Replicas of one stage on one hardware kind.
 
     Args:
@@ -34,8 +34,7 @@ class Supply:
     leaving: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StageObservation:
+class StageObservation(Struct, frozen=True):
     """One stage as seen through its replicas' reports and its consumer group.
 
     Args:
@@ -68,8 +67,7 @@ class StageObservation:
         return sum(self.partition_lags)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Fewest and most replicas of a stage, all hardware kinds together, that people allow now.
 
     With ``awake`` people have asked for the fewest themselves: the stage does not sleep.
@@ -80,8 +78,7 @@ class Limits:
     awake: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(Struct, frozen=True):
     """A pipeline at one instant.
 
     Args:

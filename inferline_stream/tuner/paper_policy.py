@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.mixture import following, leaving

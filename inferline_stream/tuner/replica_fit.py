@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.mixture import following, leaving, mixture
@@ -13,8 +14,7 @@ from inferline_stream.tuner.plan_basis import StageBasis
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
+class Fit(Struct, frozen=True):
     """Replicas of a stage.
 
     Args:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from inferline_stream.pipeline.spot import Spot, on_demand
 from inferline_stream.pipeline.units import count_of, format_duration

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+
+from msgspec import Struct, field, structs
 
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
@@ -18,8 +20,7 @@ from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 
 
-@dataclass(frozen=True, slots=True)
-class TunerState:
+class TunerState(Struct, frozen=True):
     """Memory of a policy; give back the newest one to the next step.
 
     Args:
@@ -80,7 +81,7 @@ class TunerState:
 def staffed(state: TunerState, staffing: Staffing) -> TunerState:
     """The state that decides by this table and its record from now on; it was made for the plan in force."""
     basis = replace(state.basis, staffing=staffing)
-    return replace(state, basis=basis, record=staffing.record, expected=(), choice=None)
+    return structs.replace(state, basis=basis, record=staffing.record, expected=(), choice=None)
 
 
 def initial_state(

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from inferline_stream.actuators.actuator import node_notice
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
@@ -104,8 +106,10 @@ class PolicyMemory:
             staffing=table if plan is view.plan else None,
         )
         if before is not None:
-            state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
-            state = replace(
+            state = structs.replace(
+                state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported
+            )
+            state = structs.replace(
                 state,
                 used_s=before.used_s,
                 woken_s=before.woken_s,
@@ -328,7 +332,7 @@ class Decider:
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
             self.memory.again(copied(self.fleet.wanted))
-            self.memory.state = replace(self.memory.state, used_s={})
+            self.memory.state = structs.replace(self.memory.state, used_s={})
         crowded = self.view.core_use.crowded
         if bool(crowded) != self._crowded:
             self._crowded = bool(crowded)
@@ -358,7 +362,7 @@ class Decider:
             }
             woken = {stage: kinds for stage, kinds in decision.replicas.items() if stage in without}
             await self._apply(replace(decision, replicas={**copied(self.fleet.wanted), **woken}))
-        self.memory.state = replace(self.memory.state, wanted=copied(self.fleet.wanted))
+        self.memory.state = structs.replace(self.memory.state, wanted=copied(self.fleet.wanted))
 
     def _seen(self, loop_s: float, now_s: float) -> Observation:
         """What the policy sees, with the replicas that there are places for."""
@@ -370,7 +374,9 @@ class Decider:
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
         seen = self.view.observation(loop_s, self.fleet.wanted, limits, stock)
         away_until_s = {kind: loop_s + until_s - now_s for kind, until_s in self._away_until_s(now_s).items()}
-        return replace(seen, calendar=self.ahead.calendar(now_s, self.memory.state.basis), away_until_s=away_until_s)
+        return structs.replace(
+            seen, calendar=self.ahead.calendar(now_s, self.memory.state.basis), away_until_s=away_until_s
+        )
 
     def _awaited(self, limits: Mapping[str, Limits]) -> dict[str, dict[str, int]]:
         """The plan's replicas of stages that have none, and may have some, while events wait at them."""
@@ -396,10 +402,10 @@ class Decider:
             return
         seen = self._seen(asyncio.get_running_loop().time(), time.time())
         stages = {
-            name: replace(stage, partition_lags=(waiting[self.view.context.names.group(name)],))
+            name: structs.replace(stage, partition_lags=(waiting[self.view.context.names.group(name)],))
             for name, stage in seen.stages.items()
         }
-        decision = foreseen(self.run.policy, self.memory.state, replace(seen, stages=stages), arrivals)
+        decision = foreseen(self.run.policy, self.memory.state, structs.replace(seen, stages=stages), arrivals)
         if decision is not None:
             await self._apply(decision)
             self.memory.again(copied(self.fleet.wanted))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec import structs
 
 from inferline_stream.controlplane.records.control_records import SloRecord
 from inferline_stream.controlplane.records.record_writers import DecisionLog
@@ -62,7 +64,7 @@ class SloWindow:
             self._began_s += passed * self.unspent.window_s
             self._inherited, self._before = (0, 0), (-events, -late)
         counts = {"events": max(0, self._before[0] + events), "late": max(0, self._before[1] + late)}
-        self._budget = replace(self.unspent, passed_s=max(0.0, time_s - self._began_s), **counts)
+        self._budget = structs.replace(self.unspent, passed_s=max(0.0, time_s - self._began_s), **counts)
         if time_s - self._written_s >= WRITTEN_S:
             self.write()
         return self._budget

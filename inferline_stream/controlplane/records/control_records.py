@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median_low
 from typing import TYPE_CHECKING, Literal
 
@@ -165,7 +165,7 @@ class SloRecord(msgspec.Struct, frozen=True):
 
     def at(self, time_s: float) -> ErrorBudget:
         """The budget at a later time, if no event was due since."""
-        return replace(self.budget, passed_s=self.budget.passed_s + max(0.0, time_s - self.time_s))
+        return msgspec.structs.replace(self.budget, passed_s=self.budget.passed_s + max(0.0, time_s - self.time_s))
 
 
 class CalendarRecord(msgspec.Struct, frozen=True):

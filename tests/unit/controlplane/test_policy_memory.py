@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from inferline_stream.controlplane.decide.decider import PolicyMemory
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.policy import step
@@ -20,7 +22,7 @@ def test_a_new_plan_leaves_what_people_have_seen_and_forgets_its_loads() -> None
     }
 
     def learns(state: Any, _: Any) -> Any:
-        return replace(state, **learned, fits_since_s={"a": 5.0}), None
+        return structs.replace(state, **learned, fits_since_s={"a": 5.0}), None
 
     memory = PolicyMemory(learns, fleet({"cpu": 1}).view, {"a": {"cpu": 1}})
     memory.step(seen(5.0, ()))

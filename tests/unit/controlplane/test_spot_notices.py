@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from inferline_stream.controlplane.records.control_records import Override
 from tests.support.virtual_time import EPOCH_S

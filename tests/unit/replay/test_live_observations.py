@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from inferline_stream.controlplane.observe.log_growth import LogGrowth
 from inferline_stream.pipeline.hardware import Hardware
@@ -141,7 +142,10 @@ def test_figures_of_one_observation_take_the_place_of_anothers():
         supply = {"x": Supply(1, 0, throughput, start_up_s)}
         return Observation(0.0, (1,), 1.0, 1.0, {"a": StageObservation(supply, visit_ratio=visit_ratio)})
 
-    live, simulated = replace(seen(90.0, None, 0.4), late_share=0.02), replace(seen(None, 3.0, 0.5), late_share=0.01)
+    live, simulated = (
+        structs.replace(seen(90.0, None, 0.4), late_share=0.02),
+        structs.replace(seen(None, 3.0, 0.5), late_share=0.01),
+    )
     assert with_figures(simulated, figures_of(live)) == live
     assert with_figures(simulated, {}) == simulated
 

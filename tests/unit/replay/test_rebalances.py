@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from inferline_stream import ConsumerGroup, Pipeline
 from inferline_stream.calculus.envelope import compiled_kernel
@@ -126,4 +127,4 @@ def test_the_backlog_of_a_hole_is_no_demand() -> None:
 
 def _naive(state: TunerState) -> TunerState:
     """The state of the default policy, which knows of no groups."""
-    return replace(state, basis=replace(state.basis, knobs=PolicySettings(), groups=None), groups=None)
+    return structs.replace(state, basis=replace(state.basis, knobs=PolicySettings(), groups=None), groups=None)

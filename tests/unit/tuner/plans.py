@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -47,7 +49,7 @@ def state(knobs: PolicySettings | None = None, catalogue: dict[str, Hardware] | 
 def smooth(knobs: PolicySettings | None = None) -> TunerState:
     """The state of a sample whose busiest second has no more than twice the mean rate, as events may wait in it."""
     begun = state(knobs)
-    return replace(begun, basis=replace(begun.basis, counts=(240, 600, 6000)))
+    return structs.replace(begun, basis=replace(begun.basis, counts=(240, 600, 6000)))
 
 
 def seen(

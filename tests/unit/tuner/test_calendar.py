@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from inferline_stream import Every, On
 from inferline_stream.pipeline.idle import Idle
@@ -296,7 +297,7 @@ def test_the_policy_adds_to_the_floor_that_people_have_said_one_lead_before_its_
 
     def needed(time_s: float, recent: int = 100) -> tuple[float, Reason, str]:
         busy = seen(0.0, (3 * recent, 6 * recent, 60 * recent), recent=(recent,) * 30, watched_s=100.0)
-        _, found = demands(state(NOTHING_HELD), replace(busy, calendar=moment(schedule, time_s)))
+        _, found = demands(state(NOTHING_HELD), structs.replace(busy, calendar=moment(schedule, time_s)))
         return found["a"].needed, found["a"].reason, found["a"].detail
 
     alone = needed(nine_s - 4.0)[0]
@@ -326,7 +327,7 @@ def test_what_comes_back_comes_on_top_of_what_is_there_and_says_so() -> None:
     calendar = Calendar(MONDAY_S, recurring=(0.0, *[180.0] * 11), present=60.0)
     quiet = seen(0.0, (180, 360, 3600), recent=(60,) * 30, watched_s=100.0)
     _, without = demands(state(NOTHING_HELD), quiet)
-    _, found = demands(state(NOTHING_HELD), replace(quiet, calendar=calendar))
+    _, found = demands(state(NOTHING_HELD), structs.replace(quiet, calendar=calendar))
     assert found["a"].reason is Reason.RATE_RISING
     assert "240.0/s expected at this time of the week within 3.0 s" in found["a"].detail
     assert found["a"].needed > 2 * without["a"].needed

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import Demand, demands, supply_for
@@ -38,10 +39,12 @@ def demand(
     """What a stage needs at a multiple of the planned traffic where this is seen of it."""
     observed = seen(0.0, tuple(traffic * count for count in AT_PLAN), peak_rate=arrival_rate)
     supply = {
-        "x": replace(observed.stages[stage].supply["x"], ready=ready, throughput=throughput, start_up_s=start_up_s)
+        "x": structs.replace(
+            observed.stages[stage].supply["x"], ready=ready, throughput=throughput, start_up_s=start_up_s
+        )
     }
-    stages = {**observed.stages, stage: replace(observed.stages[stage], supply=supply, **there)}
-    return demands(state(PLAIN), replace(observed, stages=stages))[1][stage]
+    stages = {**observed.stages, stage: structs.replace(observed.stages[stage], supply=supply, **there)}
+    return demands(state(PLAIN), structs.replace(observed, stages=stages))[1][stage]
 
 
 def test_without_a_table_the_room_above_the_load_grows_with_the_root_of_the_traffic():
@@ -90,15 +93,15 @@ def test_a_stage_that_is_visited_more_or_less_often_by_over_a_tenth_needs_as_muc
 def test_more_visits_that_may_be_chance_are_no_shift(rate: float, visits: float, multiple: float) -> None:
     """Three standard errors of half the events of ten seconds: 9.5 % at 100/s, and 21 % at 20/s."""
     observed = seen(0.0, AT_PLAN)
-    stages = {**observed.stages, "b": replace(observed.stages["b"], visit_ratio=visits)}
-    found = demands(state(PLAIN), replace(observed, stages=stages, arrival_rate=rate))[1]["b"]
+    stages = {**observed.stages, "b": structs.replace(observed.stages["b"], visit_ratio=visits)}
+    found = demands(state(PLAIN), structs.replace(observed, stages=stages, arrival_rate=rate))[1]["b"]
     assert found.needed == pytest.approx(needed("b", multiple))
 
 
 def test_more_visits_to_a_stage_that_each_event_visits_may_be_chance_too() -> None:
     observed = seen(0.0, AT_PLAN)
-    stages = {**observed.stages, "a": replace(observed.stages["a"], visit_ratio=1.15)}
-    found = demands(state(PLAIN), replace(observed, stages=stages, arrival_rate=20.0))[1]["a"]
+    stages = {**observed.stages, "a": structs.replace(observed.stages["a"], visit_ratio=1.15)}
+    found = demands(state(PLAIN), structs.replace(observed, stages=stages, arrival_rate=20.0))[1]["a"]
     assert found.needed == pytest.approx(needed("a", 1.0))
 
 
@@ -130,11 +133,13 @@ def test_a_fallback_that_makes_more_than_a_fiftieth_asks_for_replicas_where_the_
 ) -> None:
     there = {"degraded_share": share, "utilization": utilization}
     tuner, observed = state(PLAIN), seen(0.0, AT_PLAN)
-    observed = replace(observed, stages={**observed.stages, "a": replace(observed.stages["a"], **there)})
+    observed = structs.replace(
+        observed, stages={**observed.stages, "a": structs.replace(observed.stages["a"], **there)}
+    )
     for time_s in (0.0, 9.9):
-        tuner, found_all = demands(tuner, replace(observed, time_s=time_s))
+        tuner, found_all = demands(tuner, structs.replace(observed, time_s=time_s))
         assert found_all["a"].reason is not Reason.DEGRADED
-    found = demands(tuner, replace(observed, time_s=10.0))[1]["a"]
+    found = demands(tuner, structs.replace(observed, time_s=10.0))[1]["a"]
     assert (found.reason is Reason.DEGRADED) == asks
     assert found.needed == pytest.approx(2 * 100.0 * 1.02 if asks else needed("a", 1.0))  # a replica more
 
@@ -143,10 +148,10 @@ def test_a_fallback_that_carries_four_times_as_much_has_hidden_what_its_share_ta
     """Half of the events by it, in a quarter of the time: they would have taken eight fifths of what there is."""
     tuner, observed = state(PLAIN), seen(0.0, AT_PLAN)
     stages = tuple(replace(stage, carries=4.0) for stage in tuner.basis.stages)
-    tuner = replace(tuner, basis=replace(tuner.basis, stages=stages))
-    there = replace(observed.stages["a"], degraded_share=0.5, utilization=0.9)
+    tuner = structs.replace(tuner, basis=replace(tuner.basis, stages=stages))
+    there = structs.replace(observed.stages["a"], degraded_share=0.5, utilization=0.9)
     for time_s in (0.0, 10.0):
-        busy = replace(observed, time_s=time_s, stages={**observed.stages, "a": there})
+        busy = structs.replace(observed, time_s=time_s, stages={**observed.stages, "a": there})
         tuner, found = demands(tuner, busy)
     assert found["a"].needed == pytest.approx(2 * 100.0 * 8 / 5)
 
@@ -203,7 +208,7 @@ def test_where_no_replica_is_ready_nothing_is_stuck_and_what_waits_is_a_backlog(
 def test_a_stage_that_is_not_seen_needs_what_its_traffic_says():
     observed = seen(0.0, (600, 1200, 12000))
     tuner = state(PLAIN)
-    without = replace(observed, stages={"a": StageObservation({})})
+    without = structs.replace(observed, stages={"a": StageObservation({})})
     found = demands(tuner, without)[1]
     assert found["b"] == demands(tuner, observed)[1]["b"]
     assert found["b"].needed == pytest.approx(needed("b", 2.0))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands, traffic_of
@@ -103,8 +104,8 @@ def test_the_lead_is_the_longest_start_up_time_as_measured_lately_and_the_time_t
     rising = tuple(100 + 5 * second for second in range(30))
     observed = seen(60.0, (100, 300, 3000), recent=rising, watched_s=60.0)
     slower = {"x": Supply(2, start_up_s=9.0)}
-    stages = {**observed.stages, "b": replace(observed.stages["b"], supply=slower)}
-    for now, lead_s in ((observed, 3.0), (replace(observed, stages=stages), 10.0)):
+    stages = {**observed.stages, "b": structs.replace(observed.stages["b"], supply=slower)}
+    for now, lead_s in ((observed, 3.0), (structs.replace(observed, stages=stages), 10.0)):
         rate, _ = rising_rates(rising, lead_s)
         found = demands(smooth(PolicySettings(insurance=(), beginning_s=0.0)), now)[1]["a"]
         assert found.detail == f"{rate:.1f}/s expected within {lead_s} s, the plan carries 100.0/s"

@@ -1,8 +1,7 @@
 """What is known to come is answered before it does."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.decision import Reason

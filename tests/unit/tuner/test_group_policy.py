@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from inferline_stream import ConsumerGroup, Pipeline
 from inferline_stream.errors import Infeasible, InvalidInput
@@ -293,7 +294,7 @@ def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
     groups = replace(watched.state.basis.groups, changes_per_hour=5.0, needed_per_hour=20.0, quiet_s=3600.0)  # type: ignore[type-var]
     assert groups is not None
     assert groups.holds
-    watched.state = replace(watched.state, basis=replace(watched.state.basis, groups=groups))
+    watched.state = structs.replace(watched.state, basis=replace(watched.state.basis, groups=groups))
     for _ in range(5):
         watched.run(10.0, 60.0)
         watched.run(28.0, 60.0)
@@ -309,7 +310,7 @@ def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
 def test_where_the_plans_number_is_held_fewer_members_at_the_beginning_become_as_many_after_ten_seconds() -> None:
     watched = Watched(EAGER, held=1)
     groups = replace(watched.state.basis.groups, changes_per_hour=5.0, needed_per_hour=20.0)  # type: ignore[type-var]
-    watched.state = replace(watched.state, basis=replace(watched.state.basis, groups=groups))
+    watched.state = structs.replace(watched.state, basis=replace(watched.state.basis, groups=groups))
     began_s = watched.now_s + 0.5
     watched.run(28.0, 20.0)
     assert watched.planned > 1
@@ -319,7 +320,7 @@ def test_where_the_plans_number_is_held_fewer_members_at_the_beginning_become_as
 def test_the_hours_changes_are_no_more_than_are_paid_for_but_for_raises() -> None:
     watched = Watched(KIP848)
     groups = replace(watched.state.basis.groups, changes_per_hour=4.0, needed_per_hour=0.0)  # type: ignore[type-var]
-    watched.state = replace(watched.state, basis=replace(watched.state.basis, groups=groups))
+    watched.state = structs.replace(watched.state, basis=replace(watched.state.basis, groups=groups))
     for _ in range(4):
         watched.run(90.0, 30.0)
         watched.run(15.0, QUIET_S + 120.0)

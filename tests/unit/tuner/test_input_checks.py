@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.input_checks import doubts, on_this_clock

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands
@@ -51,8 +52,8 @@ def held(*moments: tuple[float, tuple[int, int, int]], start_up_s: float = 2.0, 
     tuner, found = state(replace(KNOBS, **settings)), []
     for time_s, envelope in moments:
         now = seen(time_s, envelope)
-        supply = {"x": replace(now.stages["b"].supply["x"], start_up_s=start_up_s)}
-        now = replace(now, stages={**now.stages, "b": replace(now.stages["b"], supply=supply)})
+        supply = {"x": structs.replace(now.stages["b"].supply["x"], start_up_s=start_up_s)}
+        now = structs.replace(now, stages={**now.stages, "b": structs.replace(now.stages["b"], supply=supply)})
         tuner, needed = demands(tuner, now)
         found.append(needed["a"].needed)
         assert (needed["a"].reason is Reason.INSURANCE) == (needed["a"].needed == 300.0)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.tuner.calendar import Calendar
@@ -107,7 +108,7 @@ def test_beyond_the_sample_a_forecast_counts_in_full_until_such_traffic_is_known
     tuner = staffed(smooth(PolicySettings(insurance=(), beginning_s=60.0)), table)
     noisy = (160, 200) * 12 + (190, 200, 205, 210, 215, 220)
     now = seen(500.0, (400, 1100, 11_000), peak_rate=185.0, recent=noisy, watched_s=500.0)
-    tuner, needed = demands(replace(tuner, outgrown_s=0.0), now)
+    tuner, needed = demands(structs.replace(tuner, outgrown_s=0.0), now)
     assert (needed["a"].needed <= 380.0) is known
     assert ("198.6/s expected" in needed["a"].detail) is not known
     assert (tuner.outgrown_s < 500.0) is known, "where odds are known, no beginning is insured"
@@ -118,7 +119,7 @@ def priced(tuner: TunerState, price: Price) -> TunerState:
     assert tuner.basis.levels is not None
     basis = replace(tuner.basis)
     object.__setattr__(basis, "levels", replace(tuner.basis.levels, price=price))
-    return replace(tuner, basis=basis)
+    return structs.replace(tuner, basis=basis)
 
 
 @pytest.mark.parametrize(("left", "level"), [(None, 1.5), (0.01, 1.5), (0.03, 1.0), (0.001, 1.5)])
@@ -127,7 +128,7 @@ def test_what_is_left_of_the_window_prices_late_events(left, level):
     known = record([(0.9, 1.5)] * 20 + [(0.9, 0.9)] * 980)
     tuner = staffed(state(PLAIN), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, known))
     tuner = priced(tuner, LEVELS.price)
-    tuner, _ = demands(tuner, replace(moment(5.0, 90.0), late_share=left))
+    tuner, _ = demands(tuner, structs.replace(moment(5.0, 90.0), late_share=left))
     assert tuner.choice is not None
     assert tuner.choice.multiple == level
     assert tuner.choice.price == pytest.approx(EVENT / (left or 0.01))
@@ -195,7 +196,7 @@ def test_each_second_adds_what_came_of_what_was_expected_one_lead_before():
 
 def test_the_policy_holds_what_the_odds_ask_for_and_says_so_in_numbers():
     known = record([(0.5, 1.4)] * 30 + [(0.5, 0.5)] * 970)
-    tuner = priced(replace(watched(known, [50.0] * 2), choice=None), LEVELS.price)
+    tuner = priced(structs.replace(watched(known, [50.0] * 2), choice=None), LEVELS.price)
     _, needed = demands(tuner, moment(2.0, 50.0))
     assert needed["a"].needed == 300.0
     assert needed["a"].reason is Reason.INSURANCE
@@ -213,8 +214,8 @@ def test_more_visits_ask_for_more_than_a_level_once_it_cannot_carry_them(visits:
     """
     tuner = watched(record([(0.6, 0.6)] * 1000), [60.0] * 2)
     now = moment(2.0, 60.0)
-    stages = {**now.stages, "b": replace(now.stages["b"], visit_ratio=visits)}
-    _, found = demands(tuner, replace(now, stages=stages))
+    stages = {**now.stages, "b": structs.replace(now.stages["b"], visit_ratio=visits)}
+    _, found = demands(tuner, structs.replace(now, stages=stages))
     assert found["b"].needed == supply
     assert (found["b"].reason is Reason.VISIT_RATIO_SHIFTED) == (visits == 1.0)
 
@@ -228,10 +229,10 @@ def test_replicas_that_the_odds_ask_for_are_needed_for_more_than_the_level_below
 
 def test_more_visits_count_on_what_has_arrived_where_that_is_beyond_the_level_below() -> None:
     """1.3 times as many of what has come, 1.2 times the plan, are more than a level for 1.5 carries."""
-    tuner = priced(replace(watched(record([(0.9, 1.5)] * 1000), [90.0] * 2), choice=None), LEVELS.price)
+    tuner = priced(structs.replace(watched(record([(0.9, 1.5)] * 1000), [90.0] * 2), choice=None), LEVELS.price)
     now = seen(2.0, (360, 600, 6000), peak_rate=90.0, recent=(90,) * 30)
-    stages = {**now.stages, "b": replace(now.stages["b"], visit_ratio=0.65)}
-    tuner, found = demands(tuner, replace(now, stages=stages))
+    stages = {**now.stages, "b": structs.replace(now.stages["b"], visit_ratio=0.65)}
+    tuner, found = demands(tuner, structs.replace(now, stages=stages))
     assert tuner.choice is not None
     assert (tuner.choice.multiple, tuner.choice.least) == (1.5, 1.0)
     assert found["b"].needed == 300.0
@@ -296,16 +297,16 @@ def test_after_a_leap_of_the_sample_a_beginnings_reserve_is_held_until_a_level_i
     knobs = PolicySettings(insurance=((2.5, 0.25),), beginning_s=0.0)
     leaping = replace(record([(0.3, 0.3)] * 1000), leaps=True)
     tuner = staffed(state(knobs), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, leaping))
-    tuner, found = demands(tuner, replace(moment(1.0, 30.0), watched_s=1.0))
+    tuner, found = demands(tuner, structs.replace(moment(1.0, 30.0), watched_s=1.0))
     assert (tuner.choice, found["a"].needed) == (None, 300.0)
 
 
 def test_of_fewer_seconds_than_a_rate_takes_the_record_says_nothing():
     tuner = staffed(state(), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, record([(0.9, 0.9)] * 1000)))
     batch = (0,) * 29 + (800,)
-    early, _ = demands(tuner, replace(moment(1.0, 90.0), recent=batch, watched_s=4.9))
+    early, _ = demands(tuner, structs.replace(moment(1.0, 90.0), recent=batch, watched_s=4.9))
     assert early.choice is None
-    later, _ = demands(early, replace(moment(5.0, 90.0), recent=batch, watched_s=5.0))
+    later, _ = demands(early, structs.replace(moment(5.0, 90.0), recent=batch, watched_s=5.0))
     assert later.choice is not None
 
 
@@ -367,7 +368,7 @@ def test_time_in_which_nothing_was_seen_saves_nothing_and_groups_that_wait_anywa
     known = record([(rate, rate) for rate in (0.45, 0.95) for _ in range(1000)])
     tuner = watched(known, [95.0] * 30)
     groups = None if quiet_s is None else GroupBasis({}, quiet_s)
-    tuner, _ = demands(replace(tuner, basis=replace(tuner.basis, groups=groups)), moment(600.0, 45.0))
+    tuner, _ = demands(structs.replace(tuner, basis=replace(tuner.basis, groups=groups)), moment(600.0, 45.0))
     assert tuner.choice is not None
     assert tuner.choice.multiple == level
 
@@ -395,7 +396,7 @@ def test_what_has_arrived_beyond_the_sample_is_served_whatever_the_record_says()
 def test_what_was_seen_before_the_clock_jumped_is_no_future_of_what_comes_after():
     from inferline_stream.tuner.input_checks import on_this_clock
 
-    tuner = replace(watched(record([(0.9, 0.9)] * 50), [50.0] * 4), time_s=4.0)
+    tuner = structs.replace(watched(record([(0.9, 0.9)] * 50), [50.0] * 4), time_s=4.0)
     assert tuner.expected
     moved, _ = on_this_clock(tuner, moment(400.0, 50.0))
     assert moved.expected == ()
@@ -406,7 +407,7 @@ def test_a_jump_of_the_clock_neither_keeps_nor_forgets_what_was_recorded(jump_s)
     from inferline_stream.tuner.input_checks import on_this_clock
 
     known = record([(0.9, 0.9)] * 50).with_pair(0.8, 0.8, 100.0)
-    tuner = replace(watched(known, [50.0] * 4), time_s=104.0, record=known)
+    tuner = structs.replace(watched(known, [50.0] * 4), time_s=104.0, record=known)
     moved, _ = on_this_clock(tuner, moment(104.0 + jump_s, 50.0))
     assert moved.record is not None
     assert moved.record.expected.size == 51
@@ -430,7 +431,7 @@ def test_what_comes_back_asks_for_a_reserve_in_its_hour_and_in_none_after_it():
     needed = []
     for second in range(120):
         rate, calendar = 95.0 if 40 <= second < 50 else 45.0, foreseen if 37 <= second < 47 else None
-        tuner, found = demands(tuner, replace(moment(second, rate), calendar=calendar))
+        tuner, found = demands(tuner, structs.replace(moment(second, rate), calendar=calendar))
         needed.append(found["a"].needed)
     assert needed[36] == needed[119] == 100.0
     assert min(needed[37:40]) == 200.0, "by the table, what the plan carries"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.tuner.decision import Action, Decision, Reason
@@ -68,10 +69,10 @@ def test_traffic_beyond_the_plan_scales_up_in_the_same_step_and_only_once():
 def test_a_stage_that_is_hardly_used_does_not_grow_because_its_speed_wobbles():
     slower = seen(0.0, (30, 60, 600), peak_rate=10.0)
     stages = {
-        name: replace(there, supply={"x": replace(there.supply["x"], throughput=0.8 * mu)})
+        name: structs.replace(there, supply={"x": structs.replace(there.supply["x"], throughput=0.8 * mu)})
         for (name, there), mu in zip(slower.stages.items(), (100.0, 50.0), strict=True)
     }
-    assert after(state(PLAIN), [replace(slower, stages=stages)])[1] == []
+    assert after(state(PLAIN), [structs.replace(slower, stages=stages)])[1] == []
 
 
 def test_replicas_are_given_back_after_the_load_has_fitted_fewer_for_long_enough_and_not_before():
@@ -95,7 +96,7 @@ def test_what_remains_after_scaling_down_carries_the_load():
 @pytest.mark.parametrize("stale", [{"arrivals_age_s": None}, {"arrivals_age_s": 5.0}])
 def test_missing_arrivals_hold_everything_and_are_reported_once(stale):
     tuner, _ = after(state(PLAIN), [seen(0.0, TWICE)])
-    _, held = decisions(tuner, *[replace(observation, **stale) for observation in calm(0.1, 60.0)])
+    _, held = decisions(tuner, *[structs.replace(observation, **stale) for observation in calm(0.1, 60.0)])
     assert [(d.action, d.reason) for d in held] == [(Action.HOLD, Reason.INPUT_STALE)]
 
 
@@ -105,7 +106,7 @@ def test_time_that_was_not_seen_does_not_count_towards_giving_back_and_takes_not
     for observation in calm(0.1, 60.0):
         stale = observation.time_s % 10 > 8
         seen_s += 0.0 if stale else 0.1
-        tuner, decision = step(tuner, replace(observation, arrivals_age_s=5.0) if stale else observation)
+        tuner, decision = step(tuner, structs.replace(observation, arrivals_age_s=5.0) if stale else observation)
         if decision is not None and decision.action is Action.SCALE_DOWN:
             break
     assert 29.9 <= seen_s <= 31.0
@@ -128,9 +129,9 @@ def test_nothing_is_ever_taken_from_a_pipeline_that_is_not_seen(history):
     for burst, arrivals_age_s, report_age_s, step_s in history:
         time_s += step_s
         low = seen(time_s, (burst, burst, burst), peak_rate=0.0, arrivals_age_s=arrivals_age_s)
-        stages = {name: replace(there, age_s=report_age_s) for name, there in low.stages.items()}
+        stages = {name: structs.replace(there, age_s=report_age_s) for name, there in low.stages.items()}
         blind = arrivals_age_s is None or arrivals_age_s > 1 or report_age_s is None or report_age_s > 3
-        tuner, decision = step(tuner, replace(low, stages=stages))
+        tuner, decision = step(tuner, structs.replace(low, stages=stages))
         if blind and decision is not None:
             assert decision.action is not Action.SCALE_DOWN
 
@@ -146,10 +147,10 @@ def test_stock_bounds_what_is_asked_for_and_the_shortage_is_reported():
 def test_what_is_insured_is_a_number_of_replicas_however_slow_they_are_just_now():
     quiet = seen(0.0, (30, 60, 600), peak_rate=10.0)
     stages = {
-        name: replace(there, supply={"x": replace(there.supply["x"], throughput=0.6 * mu)})
+        name: structs.replace(there, supply={"x": structs.replace(there.supply["x"], throughput=0.6 * mu)})
         for (name, there), mu in zip(quiet.stages.items(), (100.0, 50.0), strict=True)
     }
-    slow = [replace(quiet, stages=stages, time_s=t / 10) for t in range(20)]
+    slow = [structs.replace(quiet, stages=stages, time_s=t / 10) for t in range(20)]
     assert after(state(PolicySettings(insurance=())), slow)[1] == []
 
 
@@ -165,9 +166,9 @@ def test_dispatchers_get_their_replicas_back_once_people_allow_it():
     tuner = initial_state(replace(plan(), slots={"b": 3}), measured(), CATALOGUE, knobs=PLAIN)
     quiet = seen(0.0, (3, 6, 60), peak_rate=1.0)
     for limits, kept in ((Limits(0, 0), 0), (Limits(0), 3), (Limits(0, 1), 1), (Limits(1), 3)):
-        tuner, _ = step(tuner, replace(quiet, limits={"b": limits}))
+        tuner, _ = step(tuner, structs.replace(quiet, limits={"b": limits}))
         assert tuner.wanted["b"] == {"x": kept}
-    tuner, _ = step(tuner, replace(quiet, limits={"b": Limits(1, 1)}))
+    tuner, _ = step(tuner, structs.replace(quiet, limits={"b": Limits(1, 1)}))
     tuner, decision = step(tuner, quiet)
     assert tuner.wanted["b"] == {"x": 3}
     assert decision.reason is Reason.DISPATCHERS_NEED_REPLICAS
@@ -180,7 +181,7 @@ def test_dispatchers_get_their_replicas_back_once_people_allow_it():
 def observed(time_s: float, envelope: tuple[int, int, int] = LOW, **more: Any) -> Observation:
     there = {key: more.pop(key) for key in ("age_s", "partition_lags", "partition_idle_s") if key in more}
     now = seen(time_s, envelope, peak_rate=20.0, **{"recent": (20,) * 30, **more})
-    return replace(now, stages={**now.stages, "b": replace(now.stages["b"], **there)})
+    return structs.replace(now, stages={**now.stages, "b": structs.replace(now.stages["b"], **there)})
 
 
 def raised(**settings: float) -> TunerState:
@@ -212,7 +213,7 @@ def test_nothing_is_given_back_while_any_stage_is_not_seen():
 
 @pytest.mark.parametrize("begins_s", [0.0, 5000.0])
 def test_arrivals_that_were_never_sampled_are_waited_for_a_second(begins_s):
-    never = [replace(observed(begins_s + tenth / 10), arrivals_age_s=None) for tenth in range(15)]
+    never = [structs.replace(observed(begins_s + tenth / 10), arrivals_age_s=None) for tenth in range(15)]
     assert said(state(PLAIN), *never) == [(begins_s + 1.0, Action.HOLD, Reason.INPUT_STALE)]
 
 
@@ -242,7 +243,7 @@ def test_one_stage_up_and_another_down_is_a_step_up():
 
 
 def test_as_many_replicas_of_another_kind_are_no_step_up():
-    tuner, observation = replace(state(PLAIN), time_s=0.0), seen(0.0)
+    tuner, observation = structs.replace(state(PLAIN), time_s=0.0), seen(0.0)
     exchanged = {**tuner.wanted, "a": {"x": 1, "y": 1}}
     _, decision = _changed(tuner, observation, exchanged, demands(tuner, observation)[1], limited=(), why={})
     assert decision.action is Action.SCALE_DOWN
@@ -257,7 +258,7 @@ def two_kinds(**stock: int) -> TunerState:
         StageBasis("b", (Kind("y", 3, 1, 50.0, 0.02, 1.0, 2.0, 1),), b.visit_ratio),
     )
     basis = replace(tuner.basis, stages=stages, stock=stock)
-    return replace(tuner, basis=basis, wanted={"a": {"x": 2}, "b": {"y": 3}})
+    return structs.replace(tuner, basis=basis, wanted={"a": {"x": 2}, "b": {"y": 3}})
 
 
 def test_each_kind_s_stock_is_what_all_stages_leave_of_it():
@@ -280,7 +281,7 @@ def test_where_stock_keeps_a_stage_below_what_people_set_that_is_said():
     assert decision.detail == "stage 'b' is to have 5 replicas, and there is stock for 3"
     slots = initial_state(replace(plan(), slots={"b": 3}), measured(), CATALOGUE, knobs=PLAIN)
     _, found = decisions(
-        slots, *[replace(seen(t, (3, 6, 60), peak_rate=1.0), limits={"b": Limits(1, 1)}) for t in (0, 1)]
+        slots, *[structs.replace(seen(t, (3, 6, 60), peak_rate=1.0), limits={"b": Limits(1, 1)}) for t in (0, 1)]
     )
     assert [decision.reason for decision in found] == [Reason.LIMIT_CHANGED], "fewer than its slots is what they want"
 
@@ -288,7 +289,7 @@ def test_where_stock_keeps_a_stage_below_what_people_set_that_is_said():
 def limited_server(knobs: PolicySettings) -> TunerState:
     tuner = state(knobs)
     a, b = tuner.basis.stages
-    return replace(tuner, basis=replace(tuner.basis, stages=(a, replace(b, most_replicas=3))))
+    return structs.replace(tuner, basis=replace(tuner.basis, stages=(a, replace(b, most_replicas=3))))
 
 
 def test_a_server_that_cannot_grow_is_reported_where_traffic_needs_it_and_not_for_insurance():
@@ -328,9 +329,9 @@ def test_a_stage_that_grows_does_not_make_another_wait_again():
     slow = observed(20.0)
     stages = {
         **slow.stages,
-        "b": replace(slow.stages["b"], partition_lags=(9000,), partition_idle_s=(0.0,)),
+        "b": structs.replace(slow.stages["b"], partition_lags=(9000,), partition_idle_s=(0.0,)),
     }
-    _, found = decisions(raised(), *seconds(1, 19), replace(slow, stages=stages), *seconds(21, 31))
+    _, found = decisions(raised(), *seconds(1, 19), structs.replace(slow, stages=stages), *seconds(21, 31))
     assert [d.action for d in found] == [Action.SCALE_UP, Action.SCALE_DOWN]
     assert found[1].detail.startswith("stage 'a' keeps 1 replica, which serves up to 100.0/s in full batches; ")
     assert "'b'" not in found[1].detail
@@ -389,8 +390,8 @@ def test_fresh_input_is_reported_once_and_so_is_what_gets_stale_again():
 
 def test_input_is_fresh_again_only_when_that_of_every_stage_is():
     at_plan = (300, 600, 6000)
-    both = replace(observed(0.0, at_plan), stages={})
-    one = replace(observed(1.0, at_plan), stages={"a": observed(1.0).stages["a"]})
+    both = structs.replace(observed(0.0, at_plan), stages={})
+    one = structs.replace(observed(1.0, at_plan), stages={"a": observed(1.0).stages["a"]})
     found = said(state(PLAIN), both, one, observed(2.0, at_plan))
     assert found == [
         (0.0, Action.HOLD, Reason.INPUT_STALE),

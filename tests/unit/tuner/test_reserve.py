@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -18,14 +20,14 @@ KNOBS = PolicySettings(insurance=((2.5, 0.25),))
 
 def tuner(reserve: float | None) -> TunerState:
     begun = initial_state(replace(plan(), reserve=reserve), measured(), CATALOGUE, knobs=KNOBS)
-    return replace(begun, basis=replace(begun.basis, staffing=TABLE))
+    return structs.replace(begun, basis=replace(begun.basis, staffing=TABLE))
 
 
 def needed(reserve: float | None, *moments: tuple[float, tuple[int, int, int]]) -> list[float]:
     found, state = [], tuner(reserve)
     for time_s, envelope in moments:
         state, wanted = demands(
-            replace(state, time_s=time_s), seen(time_s, envelope, recent=(10,) * 30, watched_s=time_s)
+            structs.replace(state, time_s=time_s), seen(time_s, envelope, recent=(10,) * 30, watched_s=time_s)
         )
         found.append(wanted["a"].needed)
     return found

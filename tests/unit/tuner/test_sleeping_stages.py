@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from inferline_stream.pipeline.idle import Idle
 from inferline_stream.tuner.decision import Action, Decision, Reason
@@ -44,7 +45,9 @@ def quiet(time_s: float, state: TunerState, **more: object) -> Observation:
 
 
 def with_lag(observed: Observation, stage: str, lag: int = 1) -> Observation:
-    return replace(observed, stages={**observed.stages, stage: replace(observed.stages[stage], partition_lags=(lag,))})
+    return structs.replace(
+        observed, stages={**observed.stages, stage: structs.replace(observed.stages[stage], partition_lags=(lag,))}
+    )
 
 
 def until(state: TunerState, from_s: float, to_s: float, **more: object) -> tuple[TunerState, list[Decision]]:
@@ -73,7 +76,7 @@ def test_all_stages_sleep_once_nothing_has_come_for_as_long_as_declared_and_not_
 
 def test_the_first_event_wakes_them_all_at_once_with_what_a_beginning_insures() -> None:
     asleep, _ = until(tuner(), 100.0, 700.0)
-    state, decision = step(asleep, replace(quiet(701.0, asleep), arrival_rate=0.2, envelope=(1, 1, 1)))
+    state, decision = step(asleep, structs.replace(quiet(701.0, asleep), arrival_rate=0.2, envelope=(1, 1, 1)))
     assert decision is not None
     assert (decision.action, decision.reason) == (Action.SCALE_UP, Reason.WOKEN)
     assert "after 10m without any: its first replica is ready in about 3s" in decision.detail
@@ -88,11 +91,13 @@ def test_they_stay_while_there_is_work_or_people_ask_for_them_or_nobody_knows(wh
         observed = quiet(float(now_s), state)
         changed = {
             "lag": with_lag(observed, "b"),  # of any stage: the pipeline is not done
-            "background": replace(observed, background_left=1),
-            "limits": replace(observed, limits={name: Limits(1, awake=True) for name in ("a", "b")}),
-            "schedule": replace(observed, calendar=Said()),
-            "stale": replace(observed, stages={n: replace(s, age_s=9.0) for n, s in observed.stages.items()}),
-            "unwatched": replace(observed, watched_s=30.0),
+            "background": structs.replace(observed, background_left=1),
+            "limits": structs.replace(observed, limits={name: Limits(1, awake=True) for name in ("a", "b")}),
+            "schedule": structs.replace(observed, calendar=Said()),
+            "stale": structs.replace(
+                observed, stages={n: structs.replace(s, age_s=9.0) for n, s in observed.stages.items()}
+            ),
+            "unwatched": structs.replace(observed, watched_s=30.0),
         }[what]
         state, _ = step(state, changed)
     assert min(counts(state)) >= 1
@@ -102,7 +107,7 @@ def test_an_event_wakes_them_by_that_reason_also_while_people_expect_traffic() -
     """In a pause nothing but an event wakes them."""
     state = tuner(held={"a": 0, "b": 0})
     for observed, reason in ((quiet(0.0, state), Reason.INSURANCE), (with_lag(quiet(0.0, state), "a"), Reason.WOKEN)):
-        _, decision = step(state, replace(observed, calendar=Said()))
+        _, decision = step(state, structs.replace(observed, calendar=Said()))
         assert decision is not None
         assert decision.reason is reason
 
@@ -114,7 +119,7 @@ def test_a_limit_that_people_did_not_set_as_the_fewest_lets_them_sleep() -> None
 def test_a_stage_with_a_time_of_its_own_sleeps_and_wakes_by_its_own_records() -> None:
     state = tuner(B_ALONE)
     for now_s in range(200):
-        state, _ = step(state, replace(seen(float(now_s), ready=counts(state)), recent=(100,) * 30))
+        state, _ = step(state, structs.replace(seen(float(now_s), ready=counts(state)), recent=(100,) * 30))
     assert counts(state)[0] >= 2
     assert counts(state)[1] == 0, "although events come to the pipeline"
     before = state.outgrown_s
@@ -159,7 +164,9 @@ def test_what_wakes_a_pipeline_is_no_leap_that_nothing_foretold_and_one_in_the_m
         state = staffed(tuner(), table)
         for second in range(700):
             rate = before if second < 600 else 100.0
-            observed = replace(quiet(float(second), state), arrival_rate=rate, peak_rate=rate, recent=(int(rate),) * 30)
+            observed = structs.replace(
+                quiet(float(second), state), arrival_rate=rate, peak_rate=rate, recent=(int(rate),) * 30
+            )
             state, _ = step(state, observed)
         found[before] = state.leapt_s >= 600.0
     assert found == {0.0: False, 10.0: True}
@@ -172,12 +179,14 @@ def test_what_wakes_a_pipeline_starts_no_replicas_that_were_of_use_before_it_sle
     state = staffed(tuner(), table)
     for second in range(300):
         rate = 200.0 if second < 100 else 0.0 if second < 299 else 1.0
-        observed = replace(quiet(float(second), state), arrival_rate=rate, peak_rate=rate, recent=(int(rate),) * 30)
+        observed = structs.replace(
+            quiet(float(second), state), arrival_rate=rate, peak_rate=rate, recent=(int(rate),) * 30
+        )
         stages = {
-            name: replace(there, supply={"x": replace(there.supply["x"], start_up_s=600.0)})
+            name: structs.replace(there, supply={"x": structs.replace(there.supply["x"], start_up_s=600.0)})
             for name, there in observed.stages.items()
         }
         before = counts(state)
-        state, _ = step(state, replace(observed, stages=stages))
+        state, _ = step(state, structs.replace(observed, stages=stages))
     assert before == (0, 0)
     assert counts(state) == counts(step(tuner({}), seen(0.0))[0]), "as many as a run begins with"

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Allocation
@@ -40,13 +41,13 @@ def now(time_s: float, state: TunerState, *, leaving: tuple[int, int] = (0, 0), 
     """What is wanted is ready, and beside it what has got a notice and works on."""
     observed = seen(time_s, **more)  # type: ignore[arg-type]
     stages = {
-        stage: replace(
+        stage: structs.replace(
             observed.stages[stage],
             supply={"x": Supply(on_demand), KIND: Supply(spot + leaving[i], leaving=leaving[i])},
         )
         for i, (stage, (on_demand, spot)) in enumerate(counts(state).items())
     }
-    return replace(observed, stages=stages)
+    return structs.replace(observed, stages=stages)
 
 
 def begun(spot: Spot) -> TunerState:
@@ -100,14 +101,14 @@ def test_it_is_not_asked_for_while_it_is_away_and_then_takes_its_part_back() -> 
     state, _ = lost(begun(Spot(0.3)))
     held = counts(state)
     back_s = 3.0 + 120.0 + AWAY_S
-    state = replace(state, time_s=back_s - 200.1)
+    state = structs.replace(state, time_s=back_s - 200.1)
     state, _ = step(state, now(back_s - 200.0, state, envelope=(900, 1800, 18000)))
     assert all(spot == 0 for _, spot in counts(state).values()), "a leap is served on demand"
     assert sum(counts(state)["a"]) > sum(held["a"])
     reasons = []
     for second in range(-199, 400):
         at_s = back_s + second
-        state, decision = step(replace(state, time_s=at_s - 1.0), now(at_s, state))
+        state, decision = step(structs.replace(state, time_s=at_s - 1.0), now(at_s, state))
         if decision is not None:
             reasons.append(decision.reason)
     assert Reason.SPOT_BACK in reasons
@@ -119,10 +120,10 @@ def test_it_is_not_asked_for_while_it_is_away_and_then_takes_its_part_back() -> 
 def test_what_is_away_is_not_asked_for_by_who_has_not_seen_the_notice(held: int) -> None:
     """A controller that has taken over, and stages that slept."""
     state = begun(Spot(0.3))
-    state = replace(state, wanted={stage: {"x": held, KIND: 0} for stage in state.wanted})
+    state = structs.replace(state, wanted={stage: {"x": held, KIND: 0} for stage in state.wanted})
     for now_s in (3.0, 4.0):
         leap = now(now_s, state, envelope=(900, 1800, 18000))
-        state, _ = step(state, replace(leap, away_until_s={KIND: 5.0}))
+        state, _ = step(state, structs.replace(leap, away_until_s={KIND: 5.0}))
     assert [(on_demand > 1, spot) for on_demand, spot in counts(state).values()] == [(True, 0)] * 2
     state, decision = step(state, now(5.0, state, envelope=(900, 1800, 18000)))
     assert decision is not None
@@ -134,7 +135,7 @@ def back(state: TunerState, **more: object) -> tuple[TunerState, list[Decision]]
     back_s, found = 3.0 + 120.0 + AWAY_S, []
     for second in (-0.2, -0.1, 0.0, 0.1):
         leap = now(back_s + second, state, envelope=(900, 1800, 18000))
-        state, decision = step(replace(state, time_s=leap.time_s - 0.1), replace(leap, **more))  # type: ignore[arg-type]
+        state, decision = step(structs.replace(state, time_s=leap.time_s - 0.1), structs.replace(leap, **more))  # type: ignore[arg-type]
         found += [decision] if decision is not None else []
     return state, found
 
@@ -143,7 +144,7 @@ def test_no_more_comes_back_than_was_taken() -> None:
     state = begun(Spot(0.3))
     before, back_s = counts(state), 3.0 + 120.0 + AWAY_S
     state, _ = step(state, now(3.0, state, leaving=(1, 0)))
-    state, decision = step(replace(state, time_s=back_s - 0.1), now(back_s, state))
+    state, decision = step(structs.replace(state, time_s=back_s - 0.1), now(back_s, state))
     assert decision is not None
     assert decision.reason is Reason.SPOT_BACK
     assert [spot for _, spot in counts(state).values()] == [spot for _, spot in before.values()]
@@ -153,7 +154,7 @@ def test_no_more_comes_back_than_was_taken() -> None:
 def test_no_more_comes_back_than_there_is_stock_for(bound_by: str) -> None:
     state, _ = lost(begun(Spot(0.3)))
     if bound_by == "the catalogue":
-        state = replace(state, basis=replace(state.basis, stock={KIND: 3}))
+        state = structs.replace(state, basis=replace(state.basis, stock={KIND: 3}))
         state, decisions = back(state)
     else:
         state, decisions = back(state, stock={KIND: 3})
@@ -182,7 +183,7 @@ def test_on_demand_takes_over_up_to_what_people_pay_for_it(most: float | None, o
 def test_what_is_too_little_for_all_goes_to_the_stage_that_has_the_least_of_what_it_needs(most: float) -> None:
     """Compared with every way to deal out as many."""
     before = begun(Spot(0.3))
-    state, decision = lost(replace(before, basis=replace(before.basis, spot={KIND: Spot(0.3, most=most)})))
+    state, decision = lost(structs.replace(before, basis=replace(before.basis, spot={KIND: Spot(0.3, most=most)})))
     needs = {stage.name: stage.supply for stage in before.basis.stages}
     throughput = {stage.name: stage.kinds[0].throughput for stage in before.basis.stages}
 
