@@ -94,7 +94,7 @@ def rising_rates(recent: Sequence[int], lead_s: float) -> tuple[float, float]:
     moments = list(itertools.accumulate(map(operator.mul, newest_first, range(len(recent)))))
     dispersion = index_of_dispersion(recent)
     likely = sure = 0.0
-    for span, level, line, squares, ahead_s, spread in _fits(lead_s):
+    for span, level, line, squares, ahead_s, spread in _span_fits(lead_s):
         if span > len(recent):
             break
         total = totals[span - 1]
@@ -116,7 +116,7 @@ def rising_rates(recent: Sequence[int], lead_s: float) -> tuple[float, float]:
     return likely, sure
 
 
-class _Span(NamedTuple):
+class _SpanFit(NamedTuple):
     """What a span's mean rate and line have whatever came.
 
     Args:
@@ -137,8 +137,8 @@ class _Span(NamedTuple):
 
 
 @functools.lru_cache
-def _fits(lead_s: float) -> tuple[_Span, ...]:
-    """Of all `SPANS`."""
+def _span_fits(lead_s: float) -> tuple[_SpanFit, ...]:
+    """Of all `SPANS`, for this lead."""
     extent, found = max(lead_s / SPANS[-1], 1.0), []
     for span in SPANS:
         chances, squares, ahead_s = 2 * math.log(SPANS[-1] / span), span * (span * span - 1) / 12, span / 2 + lead_s
@@ -147,7 +147,7 @@ def _fits(lead_s: float) -> tuple[_Span, ...]:
             (math.sqrt((LIKELY * times) ** 2 + chances), math.sqrt((SURE * times) ** 2 + chances))
             for times in (1.0, extent)
         )
-        found.append(_Span(span, level, line, squares, ahead_s, spread))
+        found.append(_SpanFit(span, level, line, squares, ahead_s, spread))
     return tuple(found)
 
 

@@ -1,4 +1,7 @@
-"""What the policy sees of a running pipeline: one value per step, the same live and in replay."""
+"""What the policy sees of a running pipeline: one value per step, the same live and in replay.
+
+As each step makes them anew, they are structs of msgspec: these cost a tenth of frozen dataclasses.
+"""
 
 from __future__ import annotations
 
