@@ -23,7 +23,7 @@ from inferline_stream.controlplane.decide.canary_keeper import LOOK_S as CANARY_
 from inferline_stream.controlplane.decide.canary_keeper import CanaryKeeper, canary_states
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
-from inferline_stream.controlplane.leader_loop import LeaderLoop
+from inferline_stream.controlplane.leader_loop import LeaderLoop, leading_meanwhile
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector
@@ -129,7 +129,7 @@ class Controller:
         self._began_s = asyncio.get_running_loop().time()
         self.decider.follow_people()
         await self._heartbeat()
-        await self.fleet.reconcile()
+        await leading_meanwhile(self.fleet.reconcile(), self._heartbeat)
         self.decider.begin()
         kafka, names = context.kafka, context.names
         async with (

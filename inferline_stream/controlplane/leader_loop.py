@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
-from inferline_stream.controlplane.leadership import TAKE_OVER_AFTER_S, Leadership, LeadershipLost
+from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership, LeadershipLost
 from inferline_stream.controlplane.loop_steps import StepFailures
 from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.errors import Unreachable
@@ -84,6 +85,25 @@ class LeaderLoop:
         elif leads and acts is False:
             logger.warning("Kafka has acknowledged a heartbeat: this controller leads still, and goes on")
         return leads
+
+
+async def leading_meanwhile(work: Coroutine[Any, Any, None], heartbeat: Callable[[], Awaitable[None]]) -> None:
+    """Do what may take a while as a controller begins, and go on leading meanwhile.
+
+    Args:
+        work: may wait for what does not answer.
+        heartbeat: says that this controller leads; where Kafka does not answer, the next one may.
+    """
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=HEARTBEAT_S))[0]:
+            try:
+                await heartbeat()
+            except Unreachable as error:
+                logger.warning("%s", error)
+        task.result()
+    finally:
+        task.cancel()
 
 
 def raise_end(leading: asyncio.Task[None]) -> None:

@@ -9,11 +9,10 @@ import math
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator, ProcessTerms
 from inferline_stream.actuators.core_times import taken_s
@@ -22,7 +21,8 @@ from inferline_stream.baselines.coarse import peak_cost_per_hour
 from inferline_stream.controlplane.apply.code_versions import CodeVersions
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
+from inferline_stream.controlplane.leader_loop import leading_meanwhile
+from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.observe.end_offsets import LedgerBegin
 from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.event_ledger import ledger_begin
@@ -79,7 +79,8 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
             run, core_use = replace(run, cores=math.inf), CoreUse()
         found = await recover(run.bootstrap_servers, context.names, context.decoder)
         code = None if found.wanted is None else found.overrides.code(str(run.topology.resolve()))
-        await _led(leadership, actuator.know(CodeVersions(actuator, run.replica_specs, running=code).specs()))
+        specs = CodeVersions(actuator, run.replica_specs, running=code).specs()
+        await leading_meanwhile(actuator.know(specs), leadership.heartbeat)
         await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
         plan, wanted = _going_on(run, found)
@@ -111,17 +112,6 @@ async def _ready_topics(run: Run) -> None:
     topics = topics_of(run.pipeline, run.records.prefix)
     for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=run.replication):
         run.display.note(note)
-
-
-async def _led(leadership: Leadership, work: Coroutine[Any, Any, None]) -> None:
-    """Do what may take a while as this controller begins, and go on leading meanwhile."""
-    task = asyncio.create_task(work)
-    try:
-        while not (await asyncio.wait({task}, timeout=HEARTBEAT_S))[0]:
-            await leadership.heartbeat()
-        task.result()
-    finally:
-        task.cancel()
 
 
 def _local(run: Run, term: int) -> LocalActuator:

@@ -13,7 +13,7 @@ import pytest
 
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.decide import background_tables, replan_clock
-from inferline_stream.controlplane.leadership import LeadershipLost
+from inferline_stream.controlplane.leadership import TAKE_OVER_AFTER_S, LeadershipLost
 from inferline_stream.controlplane.records.control_records import (
     CALENDAR_KEY,
     CalendarRecord,
@@ -55,6 +55,29 @@ async def test_a_leap_of_the_traffic_is_answered_within_a_second_and_its_end_giv
     await world.until(lambda: world.wanted == 2, 2400.0)
     assert await world.replicas() == 2
     assert {action for action, _ in world.decisions()} >= {"scale_up", "scale_down"}
+
+
+@in_world(steady(10.0))
+async def test_it_goes_on_leading_while_its_first_replicas_take_long_to_be_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats_s, (scale, heartbeat) = [], (world.actuator.scale, world.controller.leadership.heartbeat)
+
+    async def scales_late(*of: Any) -> Any:
+        await asyncio.sleep(20.0)
+        return await scale(*of)
+
+    async def beats() -> None:
+        beats_s.append(now())
+        await heartbeat()
+
+    monkeypatch.setattr(world.actuator, "scale", scales_late)
+    monkeypatch.setattr(world.controller.leadership, "heartbeat", beats)
+    await asyncio.sleep(19.0)
+    assert await world.replicas() == 0
+    await asyncio.sleep(10.0)
+    assert await world.replicas() > 0
+    assert max(np.diff(beats_s)) < TAKE_OVER_AFTER_S
 
 
 @in_world(lambda time_s: 60.0 if time_s >= 30.0 else 10.0)
