@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import statistics
 import time
 import urllib.request
 from contextlib import closing
@@ -237,13 +238,23 @@ def test_a_slider_moved_with_the_keyboard_changes_plan_replay_and_curve(tab):
     assert tab.complaints == []
 
 
-def test_each_slider_changes_the_figures_of_the_moderation_example_within_two_seconds_of_cpu(tab):
-    """By CPU time of the process that answers, which this is: others may have the cores meanwhile."""
+def test_each_slider_changes_the_figures_of_the_moderation_example_while_75_million_numbers_are_added(tab):
+    """By CPU time of the process that answers, which this is, over that of a loop beside it: about two seconds.
+
+    Others may have the cores meanwhile, and some machines take twice as long.
+    """
+
+    def addition_s() -> float:
+        total, began_s = 0, time.process_time()
+        for number in range(2_000_000):
+            total += number
+        return (time.process_time() - began_s) / 2_000_000
+
     tab.set_default_timeout(120_000)
     with closing(serve_what_if(moderation_what_if().answers(), port=0)) as server:
         tab.goto(server.url)
         tab.wait_for_selector("#verdict[data-answers]")
-        took_s = {}
+        took_s, additions_s = {}, []
         for slider, key in {
             "slo": "PageUp", "traffic": "PageUp", "start-up": "PageUp", "reserve": "PageUp", "order": "ArrowDown",
             "price-cpu-0.1": "PageUp",
@@ -253,9 +264,10 @@ def test_each_slider_changes_the_figures_of_the_moderation_example_within_two_se
             tab.press(f"[id='{slider}']", key)
             tab.wait_for_selector(f"#verdict[data-answers]:not([data-answers='{answered}'])")
             took_s[slider] = time.process_time() - began_s
+            additions_s.append(addition_s())
             figures = [tab.inner_text(f"#tile-{name} .value") for name in ("cost", "p99", "late", "scaled")]
             assert all(re.search(r"\d", text) for text in figures), (slider, figures)
-    assert max(took_s.values()) < 2.0, took_s
+    assert max(took_s.values()) < 75e6 * statistics.mean(additions_s), took_s
     assert tab.inner_text("#tile-cost .value") != "$0.053/h"
 
 
