@@ -53,6 +53,7 @@ class Subject(Protocol):
     actuator: Actuator
 
     async def crash(self, replica: ObservedReplica) -> None: ...
+    async def began(self, replica: ObservedReplica) -> None: ...
     async def finish(self, replica: ObservedReplica) -> None: ...
 
 
@@ -66,11 +67,14 @@ class Local:
     async def crash(self, replica: ObservedReplica) -> None:
         os.kill(replica.pid, signal.SIGKILL)
 
-    async def finish(self, replica: ObservedReplica) -> None:
+    async def began(self, replica: ObservedReplica) -> None:
         log = self.folder / f"{replica.replica}.log"
         async with asyncio.timeout(DEADLINE_S):
             while not (log.exists() and log.read_text().endswith("up\n")):
                 await asyncio.sleep(0.01)
+
+    async def finish(self, replica: ObservedReplica) -> None:
+        await self.began(replica)
         os.kill(replica.pid, signal.SIGUSR1)
 
 
@@ -88,10 +92,13 @@ class OnKubernetes:
     def __init__(self, api: KubeApi, actuator: KubernetesActuator) -> None:
         self.api, self.actuator = api, actuator
 
-    async def crash(self, replica: ObservedReplica, code: int = 137) -> None:
+    async def began(self, replica: ObservedReplica) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while replica.replica not in self.api.containers:
                 await asyncio.sleep(0.01)
+
+    async def crash(self, replica: ObservedReplica, code: int = 137) -> None:
+        await self.began(replica)
         self.api.containers[replica.replica].end.set_result(code)
 
     async def finish(self, replica: ObservedReplica) -> None:
@@ -114,6 +121,9 @@ class Fake:
 
     async def crash(self, replica: ObservedReplica) -> None:
         self.actuator.crash(replica.replica)
+
+    async def began(self, replica: ObservedReplica) -> None:
+        """At once."""
 
     async def finish(self, replica: ObservedReplica) -> None:
         self.actuator.finish(replica.replica)
@@ -208,6 +218,7 @@ async def test_a_name_retires_nobody_while_none_is_too_many(subject: Subject) ->
 async def test_a_retired_replica_ends_as_expected_and_stays_away(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 1)
     (replica,) = await seen(subject)
+    await subject.began(replica)
     await subject.actuator.scale("a", "cpu-1", 0)
     await subject.finish(replica)
     gone = await replica_exit(subject)
@@ -227,6 +238,7 @@ async def test_a_version_of_a_stage_stands_beside_the_running_one_and_goes_witho
     await subject.actuator.scale("a", kind, 1)
     *others, tried = await seen(subject)
     assert [each.hardware for each in (*others, tried)] == ["emulated-cpu", "emulated-cpu", kind]
+    await subject.began(tried)  # else a slow machine kills it before it can end by itself
     await subject.actuator.know(SPECS)
     await subject.actuator.scale("a", kind, 0)
     await subject.finish(tried)
