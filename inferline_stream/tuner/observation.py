@@ -1,6 +1,6 @@
 """What the policy sees of a running pipeline: one value per step, the same live and in replay.
 
-As each step makes them anew, they are structs of msgspec: these cost a tenth of frozen dataclasses.
+As each step makes new ones, they are structs of msgspec: these cost a tenth of frozen dataclasses.
 """
 
 from __future__ import annotations

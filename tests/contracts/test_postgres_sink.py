@@ -130,14 +130,16 @@ async def test_a_row_that_a_trigger_of_the_tables_owner_refuses_holds_up_no_othe
 
 
 async def test_more_rows_than_a_slow_database_takes_in_one_answer_are_stored_all_the_same(postgres, monkeypatch):
-    table, limit_s = f"slow_{uuid.uuid4().hex[:8]}", 3.0
+    table, limit_s = f"slow_{uuid.uuid4().hex[:8]}", 7.0
     await owned(postgres, table, "PERFORM pg_sleep(0.002); RETURN new;")
     monkeypatch.setattr("inferline_stream.connectors.sinks.postgres._ANSWER_S", limit_s)
-    records = [Record(None, b"%d" % n, [(EVENT_ID, b"e%d" % n)], 0, offset=n) for n in range(2000)]  # for 4 s
+    records = [
+        Record(None, b"%d" % n, [(EVENT_ID, b"e%d" % n)], 0, offset=n) for n in range(4000)
+    ]  # for 8 s, an eighth at once
     async with sink_of(postgres, table) as sink:
         assert await sink.store(records, "topic") == []
-        assert sink.counts.written == 2000
-    assert len(await rows(postgres, table)) == 2000
+        assert sink.counts.written == 4000
+    assert len(await rows(postgres, table)) == 4000
 
 
 async def executed(postgres: LocalPostgres, statements: str) -> None:
