@@ -133,9 +133,8 @@ async def test_more_rows_than_a_slow_database_takes_in_one_answer_are_stored_all
     table, limit_s = f"slow_{uuid.uuid4().hex[:8]}", 7.0
     await owned(postgres, table, "PERFORM pg_sleep(0.002); RETURN new;")
     monkeypatch.setattr("inferline_stream.connectors.sinks.postgres._ANSWER_S", limit_s)
-    records = [
-        Record(None, b"%d" % n, [(EVENT_ID, b"e%d" % n)], 0, offset=n) for n in range(4000)
-    ]  # for 8 s, an eighth at once
+    every = range(4000)  # for 8 s, and an eighth of it at once
+    records = [Record(None, b"%d" % n, [(EVENT_ID, b"e%d" % n)], 0, offset=n) for n in every]
     async with sink_of(postgres, table) as sink:
         assert await sink.store(records, "topic") == []
         assert sink.counts.written == 4000
