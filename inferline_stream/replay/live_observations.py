@@ -29,6 +29,7 @@ class LiveObservations:
     Args:
         asked_s: float64 (steps,), ascending: when it was asked.
         ticks_s: float64 (ticks,), ascending: when the source's log was sampled; empty where arrivals are known at once.
+        known_s: float64 (ticks,), ascending: when the policy knew each: later where they were read from the records.
         grown: int64 (ticks,): its length in records then, from any origin.
         figures_s: float64 (figures,), ascending: when a figure became known, each as it changes.
         figures_key: int64 (figures,): place of its name in `keys`.
@@ -43,6 +44,7 @@ class LiveObservations:
 
     asked_s: Floats
     ticks_s: Floats
+    known_s: Floats
     grown: Ints
     figures_s: Floats
     figures_key: Ints
@@ -52,10 +54,10 @@ class LiveObservations:
     staffed_s: float = float("nan")
 
     def __post_init__(self) -> None:
-        sizes = (self.ticks_s.size, self.figures_s.size, self.figures_s.size)
-        if (self.grown.size, self.figures_key.size, self.figures.size) != sizes or not self.asked_s.size:
+        ticks, figures = (self.ticks_s, self.known_s, self.grown), (self.figures_s, self.figures_key, self.figures)
+        if not self.asked_s.size or any(len({each.size for each in of}) > 1 for of in (ticks, figures)):
             raise ValueError("times and what was observed then are not as many")
-        for times in (self.asked_s, self.ticks_s, self.figures_s, self.grown):
+        for times in (self.asked_s, self.ticks_s, self.known_s, self.figures_s, self.grown):
             if not np.isfinite(times).all() or (np.diff(times) < 0).any():
                 raise ValueError("what was observed is in no order")
         if self.grown.size and int(self.grown[-1]) - int(self.grown[0]) > _MOST_ARRIVALS:
@@ -68,8 +70,8 @@ class LiveObservations:
         came = np.diff(self.grown)
         tick = np.repeat(np.arange(came.size), came)
         place = np.arange(tick.size) - np.repeat(np.cumsum(came) - came, came)
-        before_s, known_s = self.ticks_s[tick], self.ticks_s[tick + 1]
-        return before_s + (known_s - before_s) * place / came[tick], known_s
+        before_s, after_s = self.ticks_s[tick], self.ticks_s[tick + 1]
+        return before_s + (after_s - before_s) * place / came[tick], self.known_s[tick + 1]
 
     def figures_between(self, since_s: float, until_s: float) -> dict[str, float | None]:
         """The newest of each figure that became known after ``since_s`` and not after ``until_s``."""

@@ -276,7 +276,7 @@ class Collector:
             self.view.context, known, ends, since_s, until_s, partitions=self.source_partitions
         )
         sample_s = self.view.context.settings.arrivals_sample_s
-        self.ticks.came(came, known, since_s=since_s, until_s=now_s - shift_s, sample_s=sample_s)
+        self.ticks.came(came, known, since_s=since_s, until_s=until_s, sample_s=sample_s, known_s=time.time())
         growth.skip(now_s, ends)
         self.view.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
         gap_s = now_s - shift_s - since_s

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "observations.npz"
 
-_TIMES = ("asked_s", "ticks_s", "figures_s")
+_TIMES = ("asked_s", "ticks_s", "known_s", "figures_s")
 """In the file as differences in microseconds, as is the log's growth: both are nearly even, and a third of the size."""
 
 _LIKE = {
@@ -45,6 +45,7 @@ class ObservationLog:
     _asked_s: array[float] = field(default_factory=lambda: array("d"))
     _ticks_s: array[float] = field(default_factory=lambda: array("d"))
     _grown: array[int] = field(default_factory=lambda: array("q"))
+    _gaps_s: list[tuple[float, float]] = field(default_factory=list)
     _figures_s: array[float] = field(default_factory=lambda: array("d"))
     _figures_key: array[int] = field(default_factory=lambda: array("q"))
     _figures: array[float] = field(default_factory=lambda: array("d"))
@@ -59,6 +60,7 @@ class ObservationLog:
                 self._ends = highest(self._ends, ends)
                 self._ticks_s.append(time_ms / 1e3)
                 self._grown.append(sum(self._ends))
+        self._gaps_s += [(since_ms / 1e3, known_ms / 1e3) for since_ms, known_ms in record.gaps_ms]
         for time_ms, key, figure in record.figures:
             self._figures_s.append(time_ms / 1e3)
             self._figures_key.append(self._keys.setdefault(key, len(self._keys)))
@@ -89,10 +91,15 @@ class ObservationLog:
         figures_s = np.array(self._figures_s)
         order = np.argsort(figures_s, kind="stable")
         order = order[figures_s[order] > asked_from_s - _SAME_S]
+        ticks_s = np.array(self._ticks_s if sampled else [])
+        known_s = ticks_s.copy()
+        for since_s, until_s in self._gaps_s:
+            known_s[(ticks_s > since_s) & (ticks_s < until_s)] = until_s
         try:
             return LiveObservations(
                 asked_s=_whole(asked_s - origin_s),
-                ticks_s=_whole(np.array(self._ticks_s) - origin_s) if sampled else np.empty(0),
+                ticks_s=_whole(ticks_s - origin_s),
+                known_s=_whole(np.maximum.accumulate(known_s) - origin_s),
                 grown=np.array(self._grown) if sampled else np.empty(0, np.int64),
                 figures_s=_whole(figures_s[order] - origin_s),
                 figures_key=np.array(self._figures_key)[order],

@@ -6,6 +6,7 @@ return can be used without another look. `RecordDecoder` is the door through whi
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
     """When the policy was asked since the record before, likewise."""
     figures: list[tuple[float, str, float | None]] = []
     """Figures that it then saw for the first time: (ms since the epoch, name, figure); see `live_observations`."""
+    gaps_ms: list[tuple[float, float]] = []
+    """Where ticks were read from the records: since when no look was answered, and when they were known, likewise."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:
@@ -52,8 +55,9 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
             raise ValueError(f"{len(self.times_ms)} times, {len(self.ends)} rows of end offsets")
         if any(not 0 <= end < _MOST for row in (self.previous, *self.ends) for end in row):
             raise ValueError("an end offset is out of range")
+        times_ms = (self.previous_ms, *self.times_ms, *self.asked_ms)
         figures_ms = (time_ms for time_ms, _, _ in self.figures)
-        if any(not 0 <= t < _MOST for t in (self.previous_ms, *self.times_ms, *self.asked_ms, *figures_ms)):
+        if any(not 0 <= t < _MOST for t in itertools.chain(times_ms, figures_ms, *self.gaps_ms)):
             raise ValueError("a time is out of range")
 
 

@@ -70,6 +70,7 @@ class ArrivalLog:
         """By how much this host's clock has been set back."""
         self._waiting: list[tuple[float, list[int]]] = []
         self._asked: list[float] = []
+        self._gaps: list[tuple[float, float]] = []
         self._figures: dict[str, float | None] = {}
         self._new: list[tuple[float, str, float | None]] = []
 
@@ -110,6 +111,7 @@ class ArrivalLog:
         since_s: float,
         until_s: float,
         sample_s: float,
+        known_s: float | None = None,
     ) -> None:
         """Arrivals that are known one by one, as the samples that would have shown them.
 
@@ -119,7 +121,10 @@ class ArrivalLog:
             since_s: time of the sample before them.
             until_s: time of the next one.
             sample_s: time between samples.
+            known_s: when they were all known; None where each was when it came.
         """
+        if known_s is not None:
+            self._gaps.append((since_s * 1e3 + self._set_back_ms, known_s * 1e3 + self._set_back_ms))
         grown, sampled_s = list(ends), since_s
         for time_s, partition in arrivals:
             if time_s >= sampled_s + sample_s:
@@ -141,8 +146,9 @@ class ArrivalLog:
         ticks, self._waiting = self._waiting, []
         asked, self._asked = self._asked, []
         new, self._new = self._new, []
+        gaps, self._gaps = self._gaps, []
         record = ArrivalTicks(
-            [t for t, _ in ticks], [e for _, e in ticks], self._written[1], self._written[0], asked, new
+            [t for t, _ in ticks], [e for _, e in ticks], self._written[1], self._written[0], asked, new, gaps
         )
         if ticks:
             self._written = ticks[-1]

@@ -50,7 +50,8 @@ def test_a_run_is_replayed_from_the_replicas_that_its_traffic_found(tmp_path: Pa
     whole = nothing.astype(np.int64)
     asked_s = np.arange(0.1, trace.duration_s, 0.1)
     write_observations(
-        tmp_path / "run", LiveObservations(asked_s, nothing, whole, nothing, whole, nothing, np.array([], np.str_))
+        tmp_path / "run",
+        LiveObservations(asked_s, nothing, nothing, whole, nothing, whole, nothing, np.array([], np.str_)),
     )
     done = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--policy", "inferline", "--output", "json"])
     assert done.exit_code == 0, done.output

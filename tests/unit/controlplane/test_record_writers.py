@@ -48,18 +48,22 @@ def test_a_log_that_stands_still_is_reported_once_a_second() -> None:
     assert decode_ticks(ticks.take().value).times_ms == [1000.0, 2000.0]
 
 
-def test_a_replay_sees_each_arrival_of_a_gap_when_it_came() -> None:
+@pytest.mark.parametrize("known_s", [None, 2.51])
+def test_a_replay_sees_each_arrival_of_a_gap_where_it_came_and_not_before_it_was_known(known_s: float | None) -> None:
     ticks, observed = ArrivalLog(NAMES, "posts"), ObservationLog()
     ticks.sampled(1_000.0, [5, 0])
     ticks.asked(1.01, {})
     came = [(1.3, 0), *[(1.9, 1)] * 100, (1.905, 0), (2.495, 1)]
-    ticks.came(came, [5, 0], since_s=1.0, until_s=2.5, sample_s=0.02)
+    ticks.came(came, [5, 0], since_s=1.0, until_s=2.5, sample_s=0.02, known_s=known_s)
     ticks.sampled(2_500.0, [7, 101])
     ticks.sampled(2_520.0, [8, 101])
     observed.take(decode_ticks(ticks.take().value))
-    arrivals_s, known_s = observed.observations(0.0, 1.01).arrivals()
+    arrivals_s, learned_s = observed.observations(0.0, 1.01).arrivals()
     assert np.abs(arrivals_s - [*(at_s for at_s, _ in came), 2.51]).max() < 0.02
-    assert (known_s >= arrivals_s).all()
+    assert (learned_s >= arrivals_s).all()
+    assert learned_s[-1] == pytest.approx(2.52)
+    if known_s is not None:
+        assert learned_s[:-1] == pytest.approx(2.51)
 
 
 def test_what_grows_after_the_clock_was_set_back_is_reported_and_shows_no_burst() -> None:

@@ -31,6 +31,7 @@ MEASURED = PipelineProfile({("a", "x"): Profile("a", "x", (ServiceTime(1, 0.01),
 OBSERVATIONS = LiveObservations(
     asked_s=np.array([-0.5, 0.33, 0.47, 1.0, 2.9]),
     ticks_s=np.array([-1.0, 0.3, 0.5, 2.0]),
+    known_s=np.array([-1.0, 0.3, 0.5, 2.0]),
     grown=np.array([7, 8, 11, 12]),
     figures_s=np.array([-0.5, 0.47, 1.0]),
     figures_key=np.array([0, 1, 0]),
@@ -98,7 +99,7 @@ def test_a_policy_knows_how_many_events_were_due_and_how_many_of_them_late():
 
 def test_without_samples_arrivals_are_known_at_once():
     watching = Watching()
-    lived(watching, replace(OBSERVATIONS, ticks_s=np.empty(0), grown=np.empty(0, np.int64)))
+    lived(watching, replace(OBSERVATIONS, ticks_s=np.empty(0), known_s=np.empty(0), grown=np.empty(0, np.int64)))
     assert [len(view[1]) for view in watching.views] == [0, 2, 0, 2, 6]
 
 
@@ -110,7 +111,8 @@ def test_costs_count_from_time_0_whenever_the_policy_was_first_asked():
 
 def test_what_became_known_only_after_the_last_event_had_entered_is_decided_on_and_costs_nothing():
     """The feed of a busy machine catches up at its end: the last burst is sampled when nothing more enters."""
-    late = replace(OBSERVATIONS, ticks_s=np.array([-1.0, 2.6, 2.8]), grown=np.array([0, 1, 10]))
+    ticks_s = np.array([-1.0, 2.6, 2.8])
+    late = replace(OBSERVATIONS, ticks_s=ticks_s, known_s=ticks_s, grown=np.array([0, 1, 10]))
 
     class Answering(Watching):
         def decide(self, view) -> Wish | None:
@@ -132,7 +134,8 @@ def test_arrivals_are_spread_between_samples_as_the_control_plane_spreads_them(s
         seen += [(at_s, time_s) for at_s in growth.sample(time_s, ends)]
         ticks_s.append(time_s)
         grown.append(sum(ends))
-    at_s, known_s = replace(OBSERVATIONS, ticks_s=np.array(ticks_s), grown=np.array(grown)).arrivals()
+    ticks = np.array(ticks_s)
+    at_s, known_s = replace(OBSERVATIONS, ticks_s=ticks, known_s=ticks, grown=np.array(grown)).arrivals()
     assert at_s == pytest.approx([at for at, _ in seen])
     assert known_s.tolist() == [known for _, known in seen]
 
