@@ -14,12 +14,14 @@ import pytest
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.decide import background_tables, replan_clock
 from inferline_stream.controlplane.leadership import TAKE_OVER_AFTER_S, LeadershipLost
+from inferline_stream.controlplane.observe import collector
 from inferline_stream.controlplane.records.control_records import (
     CALENDAR_KEY,
     CalendarRecord,
     Override,
     Overrides,
     decode_stored,
+    decode_ticks,
 )
 from inferline_stream.dataplane.reports import PoolReport, encode_report
 from inferline_stream.errors import Unreachable
@@ -78,6 +80,32 @@ async def test_it_goes_on_leading_while_its_first_replicas_take_long_to_be_asked
     await asyncio.sleep(10.0)
     assert await world.replicas() > 0
     assert max(np.diff(beats_s)) < TAKE_OVER_AFTER_S
+
+
+@in_world(steady(10.0))
+async def test_arrivals_of_a_gap_are_recorded_as_known_once_they_were_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = world.kafka.ends
+
+    async def hangs(partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        await asyncio.sleep(5.0)
+        return await ends(partitions)
+
+    async def read(*of: Any, **more: Any) -> list[tuple[float, int]]:
+        return [(EPOCH_S + 32.0, 0)]
+
+    await asyncio.sleep(30.0)
+    monkeypatch.setattr(collector, "arrivals_between", read)
+    monkeypatch.setattr(world.kafka, "ends", hangs)
+    await asyncio.sleep(4.0)
+    monkeypatch.setattr(world.kafka, "ends", ends)
+    await asyncio.sleep(4.0)
+    records = [decode_ticks(r.value) for r in world.kafka.topics[world.names.arrivals] if r.value]
+    ((since_ms, known_ms),) = [gap for record in records for gap in record.gaps_ms]
+    assert [since_ms / 1e3 - EPOCH_S, known_ms / 1e3 - EPOCH_S] == pytest.approx([30.0, 35.0], abs=0.1)
+    asked = [time_ms for record in records for time_ms in record.asked_ms if since_ms < time_ms < known_ms]
+    assert len(asked) > 40
 
 
 @in_world(lambda time_s: 60.0 if time_s >= 30.0 else 10.0)
