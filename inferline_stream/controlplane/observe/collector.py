@@ -291,14 +291,14 @@ class Collector:
 
     async def lags(self) -> None:
         """Read the committed offsets of every stage's groups."""
-        context = self.view.context
+        context, served = self.view.context, self.view.reports.ready_stages()
         for of, offsets, joins in self._classes():
             for stage, history in offsets.items():
                 committed = await self.offsets.committed(
                     context.names.group(stage, of), context.topic(stage, of), len(history.ends)
                 )
                 now_s, passed = asyncio.get_running_loop().time(), [found.offset for found in committed]
-                history.committed(now_s, committed)
+                history.committed(now_s, committed, served=stage in served)
                 waits = stage in joins and self.view.reports.join_waits(stage)
                 for settling in joins.values():
                     settling.committed(now_s, stage, passed, waits=waits)

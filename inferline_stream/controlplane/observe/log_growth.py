@@ -115,13 +115,16 @@ class OffsetHistory:
             samples.popleft()
         self._count()
 
-    def committed(self, time_s: float, offsets: Sequence[Committed]) -> None:
-        """What the group has committed at that time; offset -1 is not believed where there was another one before."""
+    def committed(self, time_s: float, offsets: Sequence[Committed], *, served: bool = True) -> None:
+        """What the group has committed at that time; offset -1 is not believed where there was another one before.
+
+        Nothing stands still while it is not ``served``, as nothing is ready to.
+        """
         for p, (now, lag) in enumerate(zip(offsets, self.lags(), strict=False)):
             before = self._committed[p]
             if now.offset < 0 <= before.offset:
                 continue
-            if now.offset != before.offset or not lag:
+            if now.offset != before.offset or not lag or not served:
                 self._moved_s[p] = time_s
             self._committed[p] = now
         self.sampled_s = time_s

@@ -194,7 +194,7 @@ FILLED: tuple[Any, ...] = (
     Stop(),
     Serving(),
     Replace("a-cpu-1-0", "why"),
-    ArrivalTicks([1.5], [[4, 5]], [1, 2], 0.5, [1.25], [(1.25, "a visit_ratio", 0.5)]),
+    ArrivalTicks([1.5], [[4, 5]], [1, 2], 0.5, [1.25], [(1.25, "a visit_ratio", 0.5)], [(0.75, 1.25)]),
     StoredPlan(
         "p-0", 3, 1.0, "initial", "why", PLAN, 2, Structure(("in", ""), {"a": ("out", "")}, {"a": ""}, {"a": {}}),
         "/srv/topology.py",

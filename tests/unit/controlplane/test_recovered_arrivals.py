@@ -19,6 +19,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.dataplane.headers import REPLAY
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, VERSION, Names
@@ -105,6 +106,33 @@ def test_a_partition_that_is_added_while_kafka_is_away_has_its_arrivals_counted(
         await collector.sample()
         assert (view.growth.ends, view.growth.newest_s) == ((1, 1), collector.answered_s)
         assert sum(times.size for times in view._blocks) == view.growth.total == 1
+
+    run(story())
+
+
+def test_what_waits_while_the_first_replica_starts_has_not_stood_still() -> None:
+    kafka: Any = MemoryKafka("posts", 8, arrived=lambda: 100, done=lambda: done)
+    view, done = House().view, 0
+    view.context = PipelineContext(one_stage(), kafka, Settings())
+    collector = Collector(view, kafka, ArrivalLog(NAMES, "posts"), lambda report: None)
+
+    async def idle_s() -> tuple[float, ...]:
+        await collector.sample()
+        await collector.lags()
+        now_s = asyncio.get_running_loop().time()
+        return view.observation(now_s, {}, {}, {"a": {"cpu": 1}}).stages["a"].partition_idle_s
+
+    async def story() -> None:
+        nonlocal done
+        await collector.begin(AsyncExitStack())
+        await idle_s()
+        await asyncio.sleep(60.0)
+        assert await idle_s() == (0.0,) * 8
+        works = PoolReport("a-0", 1, "a", 0, "serving", 1, replicas=[ReplicaStatus("a-cpu-1", "cpu", "ready")])
+        view.reports.add(works, asyncio.get_running_loop().time())
+        await asyncio.sleep(1.0)
+        done = 1
+        assert await idle_s() == (0.0, *(1.0,) * 7)
 
     run(story())
 
