@@ -9,7 +9,7 @@ block fills, only that maximum M matters: arrival k exceeds it iff t[k] − t[k 
 (and counts grow by at most 1 from one arrival to the next, so M grows by 1). The blocks whose maximum no later
 block reaches form a queue with falling maxima; its head is the answer. A block that the span has partly
 left behind is looked through again. What remains is the window at the edge of the span: it holds the
-first arrivals inside it, and no arrival from before it.
+first arrivals inside it, and no arrival from before it. Each window has its own span.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class TrafficEnvelope:
     """The most arrivals in any window within the recent past, updated by blocks of arrivals.
 
     Args:
-        windows_s: window lengths, seconds; none above ``span_s``.
-        span_s: how far the past reaches.
+        windows_s: window lengths, seconds.
+        span_s: how far the past reaches, or how far for each window; no window is longer.
         kernel: `compiled_kernel()` or, by default, NumPy; both give the same counts.
 
     Raises:
@@ -89,23 +89,29 @@ class TrafficEnvelope:
     """
 
     def __init__(
-        self, windows_s: Sequence[float], span_s: float = LONGEST_WINDOW_S, kernel: EnvelopeKernel | None = None
+        self,
+        windows_s: Sequence[float],
+        span_s: float | Sequence[float] = LONGEST_WINDOW_S,
+        kernel: EnvelopeKernel | None = None,
     ) -> None:
-        if not all(0 < w <= span_s for w in windows_s):
+        spans_s = np.full(len(windows_s), span_s, np.float64) if isinstance(span_s, float) else np.array(span_s)
+        if not all(0 < w <= span for w, span in zip(windows_s, spans_s, strict=True)):
             raise ValueError(f"windows {tuple(windows_s)} s must be above 0 and at most the span of {span_s} s")
-        self.span_s = span_s
+        self.span_s = float(spans_s.max())
         self._kernel: EnvelopeKernel = NumpyKernel() if kernel is None else kernel
         self._now_s = self._newest_s = -math.inf
         windows = len(windows_s)
         self._counts = np.zeros(windows, np.int64)
         self._state = EnvelopeState(
             windows=np.array(windows_s, np.float64),
+            spans=spans_s,
             times=np.empty(4 * BLOCK),
-            marks=np.zeros(3, np.int64),
+            marks=np.zeros(2, np.int64),
             block_most=np.zeros((windows, 4), np.int64),
             queue=np.zeros((windows, 4), np.int64),
             heads=np.zeros(windows, np.int64),
             tails=np.zeros(windows, np.int64),
+            firsts=np.zeros(windows, np.int64),
             edges=np.zeros(windows, np.int64),
         )
 
@@ -149,7 +155,7 @@ class TrafficEnvelope:
         self._kernel.extend(state, kept)
         if size > _LARGE:
             # The span's start has moved far: find it now, where that costs next to nothing per arrival.
-            self._kernel.query(state, self._now_s, self.span_s, self._counts)
+            self._kernel.query(state, self._now_s, self._counts)
 
     def counts(self, now_s: float | None = None) -> Counts:
         """Most arrivals in any window inside (now − span, now], by window; valid until the next call.
@@ -159,11 +165,11 @@ class TrafficEnvelope:
         """
         if now_s is not None and now_s > self._now_s:
             self._now_s = now_s
-        self._kernel.query(self._state, self._now_s, self.span_s, self._counts)
+        self._kernel.query(self._state, self._now_s, self._counts)
         return self._counts
 
     def count_since(self, since_s: float) -> int:
-        """Arrivals at or after ``since_s``, which must lie inside the span."""
+        """Arrivals at or after ``since_s``, which must lie inside the longest span."""
         kept = int(self._state.marks[0])
         return kept - int(self._state.times[:kept].searchsorted(since_s, side="left"))
 
@@ -181,15 +187,15 @@ class TrafficEnvelope:
         # From the start of the block that the first late one falls into: its maximum has to be found again.
         keep = int(np.searchsorted(state.times[:kept], late[0], side="right")) // BLOCK * BLOCK
         merged = np.sort(np.concatenate([state.times[keep:kept], late]), kind="stable")
-        # What is inside the span, and each window's edge, only moves back by what is put in before it.
-        state.marks[0], state.marks[2] = keep, keep // BLOCK
+        # What is inside a span, and each window's edge, only moves back by what is put in before it.
+        state.marks[:] = keep, keep // BLOCK
         self._requeue()
         return merged
 
     def _make_room(self, size: int) -> None:
-        """Drop whole blocks that no window inside the span reaches; grow if that is not enough."""
+        """Drop whole blocks that no window inside its span reaches; grow if that is not enough."""
         state = self._state
-        kept, _, blocks = (int(mark) for mark in state.marks)
+        kept, blocks = (int(mark) for mark in state.marks)
         oldest_s = self._now_s - self.span_s - float(state.windows.max(initial=0.0))
         gone = int(np.searchsorted(state.times[:kept], oldest_s, side="left")) // BLOCK
         needed = kept - gone * BLOCK + size
@@ -199,8 +205,8 @@ class TrafficEnvelope:
         times[: kept - gone * BLOCK] = state.times[gone * BLOCK : kept]
         most = np.zeros((len(state.windows), capacity // BLOCK), np.int64)
         most[:, : blocks - gone] = state.block_most[:, gone:blocks]
-        state.marks[:] -= (gone * BLOCK, gone * BLOCK, gone)
-        np.maximum(state.marks, 0, out=state.marks)
+        state.marks[:] -= (gone * BLOCK, gone)
+        np.maximum(state.firsts - gone * BLOCK, 0, out=state.firsts)
         np.maximum(state.edges - gone * BLOCK, 0, out=state.edges)
         self._state = state._replace(times=times, block_most=most, queue=np.zeros_like(most))
         self._requeue()
@@ -208,7 +214,7 @@ class TrafficEnvelope:
     def _requeue(self) -> None:
         """Build the queues of falling maxima again from the blocks' maxima."""
         state = self._state
-        blocks = int(state.marks[2])
+        blocks = int(state.marks[1])
         state.heads[:] = 0
         for window, most in enumerate(state.block_most[:, :blocks]):
             # A block stays if it exceeds every later one.
@@ -236,23 +242,23 @@ class NumpyKernel:
                 # A good first guess from a few arrivals leaves few of the others to be counted.
                 _raise_most(state, most, np.arange(first, end, _SAMPLED))
             _raise_most(state, most, np.arange(first, end))
-            state.marks[2] = block + 1
+            state.marks[1] = block + 1
             for window, value in enumerate(most.tolist()):
                 _enqueue(state, window, block, value)
             first = end
 
     @staticmethod
-    def query(state: EnvelopeState, now_s: float, span_s: float, counts: Counts, /) -> None:
+    def query(state: EnvelopeState, now_s: float, counts: Counts, /) -> None:
         """See `EnvelopeKernel.query`."""
-        times, kept = state.times, int(state.marks[0])
-        first = _first_inside(times, int(state.marks[1]), kept, now_s, span_s)
-        state.marks[1] = first
-        if first == kept:
+        kept = int(state.marks[0])
+        if not kept:
             counts[:] = 0
             return
-        edges = _first_beyond(times[:kept], float(times[first]), state.windows)
-        state.edges[:] = edges
-        counts[:] = edges - first
+        times = state.times[:kept]
+        firsts = _first_inside(times, now_s, state.spans)
+        edges = _first_beyond(times, times[np.minimum(firsts, kept - 1)], state.windows)
+        state.firsts[:], state.edges[:] = firsts, edges
+        counts[:] = edges - firsts
         heads, tails = state.heads, state.tails
         lanes = np.arange(edges.size)
         while (passed := (state.queue[lanes, heads % state.queue.shape[1]] + 1) * BLOCK <= edges).any():
@@ -303,18 +309,19 @@ def _enqueue(state: EnvelopeState, window: int, block: int, value: int) -> None:
     state.tails[window] = tail + 1
 
 
-def _first_inside(times: Times, low: int, high: int, now_s: float, span_s: float) -> int:
-    """First arrival from ``low`` on with now − t < span."""
-    first = low + int(np.searchsorted(times[low:high], now_s - span_s, side="right"))
-    while first > low and now_s - times[first - 1] < span_s:
-        first -= 1
-    while first < high and now_s - times[first] >= span_s:
-        first += 1
+def _first_inside(times: Times, now_s: float, spans_s: Times) -> Counts:
+    """For each span the first arrival with now − t < span."""
+    first, last = np.searchsorted(times, now_s - spans_s, side="right"), times.size - 1
+    # now − span was rounded: move to where the difference itself is below the span.
+    while (early := (first > 0) & (now_s - times[np.maximum(first - 1, 0)] < spans_s)).any():
+        first -= early
+    while (late := (first <= last) & (now_s - times[np.minimum(first, last)] >= spans_s)).any():
+        first += late
     return first
 
 
-def _first_beyond(times: Times, origin_s: float, lengths_s: Times) -> Counts:
-    """For each length the first arrival with t − origin ≥ length."""
+def _first_beyond(times: Times, origin_s: Times, lengths_s: Times) -> Counts:
+    """For each length, and its origin, the first arrival with t − origin ≥ length."""
     first = np.searchsorted(times, origin_s + lengths_s, side="left")
     # origin + length was rounded: move to where the difference itself reaches the length.
     while (early := times[first - 1] - origin_s >= lengths_s).any():

@@ -71,7 +71,7 @@ def extend(state: EnvelopeState, first: int) -> None:
                 tail -= 1
             state.queue[w, tail] = block
             state.tails[w] = tail + 1
-        state.marks[2] = block + 1
+        state.marks[1] = block + 1
         k = end
 
 
@@ -105,33 +105,40 @@ def _first_reaching(times: Times, low: int, origin_s: float, length_s: float, mo
 
 
 @_compiled
-def query(state: EnvelopeState, now_s: float, span_s: float, counts: Counts) -> None:
-    """See `EnvelopeKernel.query`."""
-    windows, times = state.windows, state.times
-    kept = state.marks[0]
-    low, high, stride = state.marks[1], kept, 64
-    near = low
-    while near < kept and now_s - times[near] >= span_s:  # double the stride, then bisect
+def _first_inside(times: Times, low: int, now_s: float, span_s: float) -> int:
+    """First arrival from ``low`` on with now − t < span."""
+    near, stride = low, 64
+    while near < times.size and now_s - times[near] >= span_s:  # double the stride, then bisect
         low = near + 1
         near += stride
         stride *= 2
-    high = min(near, kept)
+    high = min(near, times.size)
     while low < high:
         middle = (low + high) // 2
         if now_s - times[middle] >= span_s:
             low = middle + 1
         else:
             high = middle
-    first = low
-    # Every edge moves on about as far as the span's start does.
-    moved = first - state.marks[1]
-    state.marks[1] = first
-    if first == kept:
-        counts[:] = 0
-        return
-    origin_s = times[first]
+    return low
+
+
+@_compiled
+def query(state: EnvelopeState, now_s: float, counts: Counts) -> None:
+    """See `EnvelopeKernel.query`."""
+    windows, spans, times = state.windows, state.spans, state.times
+    kept = state.marks[0]
+    first = moved = 0
     for w in range(windows.size):
         length_s = windows[w]
+        if w == 0 or spans[w] != spans[w - 1]:
+            first = _first_inside(times[:kept], state.firsts[w], now_s, spans[w])
+            # Every edge moves on about as far as the span's start does.
+            moved = first - state.firsts[w]
+        state.firsts[w] = first
+        if first == kept:
+            counts[w] = 0
+            continue
+        origin_s = times[first]
         edge = _first_reaching(times[:kept], max(state.edges[w], first), origin_s, length_s, moved)
         state.edges[w] = edge
         most = edge - first

@@ -17,10 +17,12 @@ Counts = NDArray[np.int64]
 class EnvelopeState(NamedTuple):
     """What a kernel works on. Positions count arrivals (or blocks) from the start of `times`.
 
-    `marks` holds, in order: arrivals kept, first arrival inside the span, blocks kept.
+    `marks` holds, in order: arrivals kept, blocks kept.
     """
 
     windows: Times
+    spans: Times
+    """By window: how far the past reaches that it is looked for in."""
     times: Times
     """Kept arrivals, ascending; as many as `marks[0]` are valid."""
     marks: Counts
@@ -30,8 +32,10 @@ class EnvelopeState(NamedTuple):
     """Shape (windows, blocks): blocks with falling maxima, from `heads` to `tails`."""
     heads: Counts
     tails: Counts
+    firsts: Counts
+    """By window: the first arrival inside its span."""
     edges: Counts
-    """By window: the first arrival whose window lies wholly inside the span."""
+    """By window: the first arrival whose window lies wholly inside its span."""
 
 
 class EnvelopeKernel(Protocol):
@@ -40,5 +44,5 @@ class EnvelopeKernel(Protocol):
     def extend(self, state: EnvelopeState, first: int, /) -> None:
         """Take the arrivals from ``first`` to the last kept one into the blocks."""
 
-    def query(self, state: EnvelopeState, now_s: float, span_s: float, counts: Counts, /) -> None:
-        """Write the most arrivals in any window inside (now − span, now]."""
+    def query(self, state: EnvelopeState, now_s: float, counts: Counts, /) -> None:
+        """Write the most arrivals in any window inside (now − span, now], by window."""

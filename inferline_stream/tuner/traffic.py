@@ -48,47 +48,40 @@ class Traffic:
     """
 
     def __init__(self, windows_s: Sequence[float], kernel: EnvelopeKernel | None = None) -> None:
-        short = [window_s for window_s in windows_s if window_s <= PEAK_SPAN_S]
-        self._short = TrafficEnvelope((*short, RATE_WINDOW_S), PEAK_SPAN_S, kernel)
-        long = [window_s for window_s in windows_s if window_s > PEAK_SPAN_S]
-        self._long = TrafficEnvelope(long, LONGEST_WINDOW_S, kernel) if long else None
+        spans_s = [PEAK_SPAN_S if window_s <= PEAK_SPAN_S else LONGEST_WINDOW_S for window_s in windows_s]
+        self._came = TrafficEnvelope((RATE_WINDOW_S, *windows_s), (PEAK_SPAN_S, *spans_s), kernel)
         self._counted_s, self._counted = math.nan, [0]
 
     def use(self, kernel: EnvelopeKernel) -> None:
         """Go on with another kernel; nothing is lost."""
-        for envelope in (self._short, self._long):
-            if envelope is not None:
-                envelope.use(kernel)
+        self._came.use(kernel)
 
     def add(self, times_s: Times) -> None:
         """Take in arrivals, ascending within the call, on the clock of the observation; late ones count."""
         self._counted_s = math.nan
-        self._short.add(times_s)
-        if self._long is not None:
-            self._long.add(times_s)
+        self._came.add(times_s)
 
     def envelope(self, now_s: float) -> tuple[int, ...]:
         """Most arrivals in any window, by window."""
-        long = [] if self._long is None else self._long.counts(now_s).tolist()
-        return (*self._counts(now_s)[:-1], *long)
+        return tuple(self._counts(now_s)[1:])
 
     def arrival_rate(self, now_s: float) -> float:
         """Arrivals per second over the last 5 s."""
-        return self._short.count_since(now_s - RATE_WINDOW_S) / RATE_WINDOW_S
+        return self._came.count_since(now_s - RATE_WINDOW_S) / RATE_WINDOW_S
 
     def peak_rate(self, now_s: float) -> float:
         """Largest rate of any window of 5 s within the last 30 s."""
-        return self._counts(now_s)[-1] / RATE_WINDOW_S
+        return self._counts(now_s)[0] / RATE_WINDOW_S
 
     def recent(self, now_s: float) -> tuple[int, ...]:
         """Arrivals in each of the last 30 seconds up to now, oldest first."""
-        ranks = self._short.ranks(now_s + _SECONDS_BACK).tolist()
+        ranks = self._came.ranks(now_s + _SECONDS_BACK).tolist()
         return tuple(map(operator.sub, ranks[1:], ranks))
 
     def _counts(self, now_s: float) -> list[int]:
-        """Of the windows up to `PEAK_SPAN_S`, and of that of the rates."""
+        """Of the window of the rates, then of the others."""
         if now_s != self._counted_s:
-            self._counted_s, self._counted = now_s, self._short.counts(now_s).tolist()
+            self._counted_s, self._counted = now_s, self._came.counts(now_s).tolist()
         return self._counted
 
 

@@ -11,16 +11,17 @@ from inferline_stream.calculus import envelope, envelope_kernel
 from inferline_stream.calculus.envelope import NumpyKernel, TrafficEnvelope, compiled_kernel, trace_envelope, windows_s
 from inferline_stream.pipeline.trace import Trace
 
-WINDOWS = (0.1, 0.2, 0.7, 1.6, 5.0, 10.0)
-SPAN_S = 10.0
+WINDOWS = (0.1, 0.2, 0.7, 1.6, 5.0, 0.3, 10.0)
+SPANS_S = (5.0, 5.0, 5.0, 5.0, 5.0, 7.0, 10.0)
 SIGNALLING_NAN = 0x7FF0000000000001  # a subtraction with it warns
 
 
-def brute_force(times, windows, span_s, now_s):
-    inside = sorted(t for t in times if now_s - t < span_s)
-    return [
-        max((sum(0 <= t - u < w for u in inside[: i + 1]) for i, t in enumerate(inside)), default=0) for w in windows
-    ]
+def brute_force(times, windows, spans_s, now_s):
+    found = []
+    for w, span_s in zip(windows, spans_s, strict=True):
+        inside = sorted(t for t in times if now_s - t < span_s)
+        found.append(max((sum(0 <= t - u < w for u in inside[: i + 1]) for i, t in enumerate(inside)), default=0))
+    return found
 
 
 # Multiples of 0.1 make ties and windows whose edge falls on an arrival; the floats make neither.
@@ -59,18 +60,18 @@ def test_compiled_envelope_equals_brute_force(parts, wait_s):
 
 def check(kernel, parts, wait_s):
     seen: list[float] = []
-    watched = TrafficEnvelope(WINDOWS, SPAN_S, kernel)
+    watched = TrafficEnvelope(WINDOWS, SPANS_S, kernel)
     watched._state.times.view(np.uint64)[:] = SIGNALLING_NAN  # what no arrival has filled may hold anything
-    start = now = 0.0
+    start, now, span_s = 0.0, float("-inf"), max(SPANS_S)
     for steps, late_s in parts:
         times = start + late_s + np.cumsum(np.array(steps, dtype=float))
         # A live span never gets back what it has dropped.
-        seen = [t for t in seen if now - t < SPAN_S] + [t for t in times.tolist() if now - t < SPAN_S or t > now]
+        seen = [t for t in seen if now - t < span_s] + [t for t in times.tolist() if now - t < span_s or t > now]
         watched.add(times)
         start = max([start, *times.tolist()])
         now = max([now, *seen])
-        assert watched.counts().tolist() == brute_force(seen, WINDOWS, SPAN_S, now)
-    assert watched.counts(now + wait_s).tolist() == brute_force(seen, WINDOWS, SPAN_S, now + wait_s)
+        assert watched.counts().tolist() == brute_force(seen, WINDOWS, SPANS_S, now)
+    assert watched.counts(now + wait_s).tolist() == brute_force(seen, WINDOWS, SPANS_S, now + wait_s)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -81,7 +82,7 @@ def check(kernel, parts, wait_s):
 )
 def test_the_envelope_of_a_trace_equals_brute_force_whatever_the_windows_and_their_order(steps, began_s, windows):
     times = began_s + np.cumsum(np.array(steps, dtype=float))
-    expected = brute_force(times.tolist(), windows, float("inf"), began_s)
+    expected = brute_force(times.tolist(), windows, [float("inf")] * len(windows), began_s)
     assert trace_envelope(Trace(times), windows) == tuple(zip(windows, expected, strict=True))
 
 
