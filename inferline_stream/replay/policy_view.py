@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.kernels import Floats
@@ -18,7 +19,7 @@ from inferline_stream.replay.stage_replicas import Counted, StageReplicas
 from inferline_stream.tuner.observation import RECENT_S
 
 
-class Glimpse(NamedTuple):
+class Glimpse(Struct, frozen=True):
     """One stage at one instant. Totals count from the start.
 
     Args:
@@ -164,7 +165,7 @@ class Sight:
         for (time_s, counted), *seen in zip(self._counted, *stages, strict=True):
             self._glimpses.append(tuple([_glimpse(time_s, *pair) for pair in zip(seen, counted, strict=True)]))
         self._counted.clear()
-        since, self._judged = self._judged, int(np.searchsorted(self._due.due_s, self._plant.now_s, side="right"))
+        since, self._judged = self._judged, int(self._due.due_s.searchsorted(self._plant.now_s, side="right"))
         judged = slice(since, self._judged)
         in_time = self._plant.latency_s[self._due.events[judged]] <= self._due.within_s[judged]
         self.events += in_time.size
@@ -174,11 +175,5 @@ class Sight:
 def _glimpse(time_s: float, seen: Sequence[float], counted: Counted) -> Glimpse:
     came, left, oldest_s, busy_s, nominal_s, hidden, degraded = seen
     lag, (ready, pending, places, leaving) = int(came - left), counted
-    return Glimpse(
-        *(time_s, int(came), int(left), lag, int(hidden), int(degraded)),
-        *(oldest_s if lag else None, busy_s, nominal_s),
-        ready=ready,
-        pending=pending,
-        places=places,
-        leaving=leaving,
-    )
+    totals = int(came), int(left), lag, int(hidden), int(degraded)
+    return Glimpse(time_s, *totals, oldest_s if lag else None, busy_s, nominal_s, ready, pending, places, leaving)

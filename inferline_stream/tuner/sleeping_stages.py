@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from inferline_stream.pipeline.idle import Idle
@@ -17,8 +17,7 @@ from inferline_stream.tuner.tuner_state import TunerState
 _AT_ITS_LIMITS = Limits()
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
+class Rest(Struct, frozen=True):
     """What sleeps after a step.
 
     Args:
@@ -27,7 +26,7 @@ class Rest:
     """
 
     stages: frozenset[str] = frozenset()
-    why: Mapping[str, tuple[Reason, str]] = field(default_factory=dict)
+    why: Mapping[str, tuple[Reason, str]] = {}
 
 
 def rested(state: TunerState, seen: Observation, *, doubted: bool) -> tuple[TunerState, Rest]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from inferline_stream.pipeline.spot import Spot, on_demand
@@ -23,8 +23,7 @@ AWAY_S = 600.0
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
-class SpotSupply:
+class SpotSupply(Struct, frozen=True):
     """What is left of what was asked for.
 
     Args:
@@ -35,8 +34,8 @@ class SpotSupply:
     """
 
     held: Replicas
-    stock: Mapping[str, int] = field(default_factory=dict)
-    why: Mapping[str, tuple[Reason, str]] = field(default_factory=dict)
+    stock: Mapping[str, int] = {}
+    why: Mapping[str, tuple[Reason, str]] = {}
 
 
 def spot_supply(state: TunerState, seen: Observation) -> tuple[TunerState, SpotSupply]:
