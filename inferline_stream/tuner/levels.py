@@ -37,25 +37,35 @@ class Price:
     late: float
     objective: float
 
-    def allowed(self, share: float) -> float:
-        """Of an event that may be late: in the middle of the two, and the dearer the smaller the share left.
+    @property
+    def usual(self) -> float:
+        """In the middle of the two; the smaller one where no price makes the plan the cheapest.
 
-        Where no price makes the plan the cheapest, it begins at the smaller one: traffic like the sample costs no more
-        than the plan.
+        So traffic like the sample costs no more than the plan.
         """
+        return math.sqrt(self.least * self.most) if self.least <= self.most else self.most
+
+    def allowed(self, share: float) -> float:
+        """Of one that the plan makes late of its sample, too: the dearer the smaller the share left, within the two."""
         low, high = sorted((self.least, self.most))
-        usual = math.sqrt(low * high) if self.least <= self.most else low
-        return min(max(usual * (1 - self.objective) / share, low), high)
+        return min(max(self.usual * (1 - self.objective) / share, low), high)
+
+    def risked(self, share: float) -> float:
+        """Of one more that is risked on purpose: the dearer the smaller the share left, beyond the two as well."""
+        return max(self.usual * self._times(share), self.allowed(share))
 
     def beyond(self, share: float) -> float:
         """Of one beyond what is risked on purpose."""
-        times = min((1 - self.objective) / share, most_risked(self.objective) / (1 - self.objective))
-        return max(self.least, self.most) * max(times, 1.0)
+        return max(self.least, self.most) * max(self._times(share), 1.0)
 
     def of(self, late: Floats, share: float) -> Floats:
         """Dollars of so many late events, as shares of the planned ones, per planned event."""
-        within = np.minimum(late, max(most_risked(self.objective), self.late))
-        return self.allowed(share) * within + self.beyond(share) * (late - within)
+        planned, risked = (np.minimum(late, most) for most in (self.late, max(most_risked(self.objective), self.late)))
+        known = self.allowed(share) * planned + self.risked(share) * (risked - planned)
+        return known + self.beyond(share) * (late - risked)
+
+    def _times(self, share: float) -> float:
+        return min((1 - self.objective) / share, most_risked(self.objective) / (1 - self.objective))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +160,7 @@ class LevelChoice:
         expected: what it was chosen for.
         late: share of the planned events that would be late with it.
         share: of the events to come that may be late.
-        price: dollars of one that may be.
+        price: dollars of one that may be, and would not be with more replicas.
         lead_s: from asking for a replica to its working.
         growth: how much more comes back at this time of the week.
         waived: (levels,): dollars per hour that each would have saved, times seconds, since a dearer level was last
@@ -221,10 +231,11 @@ def cheapest(
         pays = np.flatnonzero(waived >= change)
         chosen = int(pays[np.argmin(spent[pays])])
         waived = np.zeros_like(spent) if dearer[chosen] > 0 else np.maximum(waived - waived[chosen], 0.0)
-    multiple, price = float(levels.multiples[chosen]), levels.price.allowed(share)
+    multiple, price = float(levels.multiples[chosen]), levels.price
     least = max(expected + growth, float(levels.multiples[chosen - 1]) if chosen else 0.0)
+    dollars = price.risked(share) if late[chosen] > price.late else price.allowed(share)
     return LevelChoice(
-        multiple, min(least, multiple), expected + growth, float(late[chosen]), share, price, lead_s, growth, waived
+        multiple, min(least, multiple), expected + growth, float(late[chosen]), share, dollars, lead_s, growth, waived
     )
 
 

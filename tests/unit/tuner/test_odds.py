@@ -134,6 +134,16 @@ def test_what_is_left_of_the_window_prices_late_events(left, level):
     assert tuner.choice.price == pytest.approx(EVENT / (left or 0.01))
 
 
+@pytest.mark.parametrize(("left", "own", "level"), [(0.01, 0.0, 1.0), (0.005, 0.0, 1.5), (0.005, 0.005, 1.0)])
+def test_the_less_is_left_the_dearer_is_a_risk_that_the_plan_does_not_take(
+    left: float, own: float, level: float
+) -> None:
+    """At 1 % odds of half more, half a percent is late. Replicas for it pay from 100 times an event's cost on."""
+    known = record([(0.9, 1.5)] * 10 + [(0.9, 0.9)] * 990)
+    shown = replace(LEVELS, price=Price(80 * EVENT, 80 * EVENT, own, 0.99))
+    assert cheapest(shown, known, 0.9, 6.0, left).multiple == level
+
+
 def test_moments_that_share_one_past_or_one_future_are_no_odds():
     """Of 400 moments like this one none leapt, of others each tenth did: 400 s hold eleven of 35 s, three of 120 s."""
     known = record([(0.5, 0.5)] * 400 + [(1.0, 1.5 if i % 10 == 0 else 1.0) for i in range(900)])
