@@ -47,9 +47,9 @@ NEIGHBOURS_LOAD = 0.5
 
 _NEIGHBOUR = """
 import os, random, sys, time
-cores, load = set(map(int, sys.argv[1].split(","))), float(sys.argv[2])
+cores, load, parent = set(map(int, sys.argv[1].split(","))), float(sys.argv[2]), int(sys.argv[3])
 os.sched_setaffinity(0, cores)
-while True:
+while os.getppid() == parent:
     end_s = time.thread_time() + 0.003
     while time.thread_time() < end_s:
         pass
@@ -139,7 +139,8 @@ def neighbour(kind: Hardware, replica: ObservedReplica | None) -> Iterator[None]
         return
     shared = ",".join(map(str, sorted(cores)))
     load = (1 - kind.cores) * NEIGHBOURS_LOAD
-    beside = subprocess.Popen((sys.executable, "-I", "-S", "-c", _NEIGHBOUR, shared, str(load)))
+    command = (sys.executable, "-I", "-S", "-c", _NEIGHBOUR, shared, str(load), str(os.getpid()))
+    beside = subprocess.Popen(command, start_new_session=True)  # Ctrl-C is the profiler's
     limits.hold_share(beside.pid, 1 - kind.cores)
     try:
         yield

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from inferline_stream.profiler.profiling_session import replica_spec
 from inferline_stream.profiler.replica_failures import ReplicaFailed
 from inferline_stream.profiler.service_times import measure
 from inferline_stream.settings import Settings
+from tests.support import deadlines
 
 TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
 MACHINE = len(os.sched_getaffinity(0))
@@ -53,6 +55,27 @@ async def test_a_quarter_of_a_core_takes_four_times_as_long_beside_neighbours() 
         times_s = await replica.time(NUMBERS, Measure(8, 0.5, 10, 20))
     # What a period lets through at once is no part of the mean over many batches.
     assert sum(times_s) >= 4 * len(times_s) * 0.013 * 0.85
+
+
+async def test_the_neighbour_hears_no_ctrl_c_and_ends_with_the_profiler() -> None:
+    held = (
+        "import os, time\n"
+        "from inferline_stream.actuators.actuator import ObservedReplica\n"
+        "from inferline_stream.pipeline.hardware import Hardware\n"
+        "from inferline_stream.profiler.this_host import neighbour\n"
+        "replica = ObservedReplica('a', 'a', 'half', 'running', os.getpid(), 0.0, 0)\n"
+        "with neighbour(Hardware('half', 0.1, cores=0.5), replica):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60.0)\n"
+    )
+    profiler = await asyncio.create_subprocess_exec(sys.executable, "-c", held, stdout=asyncio.subprocess.PIPE)
+    assert profiler.stdout is not None
+    assert await profiler.stdout.readline() == b"held\n"
+    (beside,) = map(int, Path(f"/proc/{profiler.pid}/task/{profiler.pid}/children").read_text().split())
+    assert os.getsid(beside) == beside
+    profiler.kill()
+    await profiler.wait()
+    await deadlines.until(lambda: not deadlines.alive(beside), "the neighbour has ended")
 
 
 @pytest.mark.parametrize(("stage", "largest"), [("memory", 4), ("device", 2)])
