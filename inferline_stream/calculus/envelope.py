@@ -94,7 +94,7 @@ class TrafficEnvelope:
         span_s: float | Sequence[float] = LONGEST_WINDOW_S,
         kernel: EnvelopeKernel | None = None,
     ) -> None:
-        spans_s = np.full(len(windows_s), span_s, np.float64) if isinstance(span_s, float) else np.array(span_s)
+        spans_s = np.broadcast_to(np.asarray(span_s, np.float64), len(windows_s)).copy()
         if not all(0 < w <= span for w, span in zip(windows_s, spans_s, strict=True)):
             raise ValueError(f"windows {tuple(windows_s)} s must be above 0 and at most the span of {span_s} s")
         self.span_s = float(spans_s.max())

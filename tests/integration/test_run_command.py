@@ -48,7 +48,7 @@ def test_page_and_metrics_show_a_run_from_before_its_profiles_until_ctrl_c_drain
         with urllib.request.urlopen(f"{page}events", timeout=60) as stream:
             assert any(b'"stages"' in line for line in stream)
         (address,) = re.findall(r"http://\S+/metrics", heard)
-        series = ("inferline_arrivals_total{", "inferline_latency_seconds_count{")
+        series = ("inferline_arrivals_total{", 'inferline_latency_seconds_bucket{le="2.0",')
         arrived = finished = 0.0
         deadline_s = time.monotonic() + 30
         while not (arrived and finished) and time.monotonic() < deadline_s:
