@@ -369,9 +369,11 @@ def _visits_shifted(stage: StageBasis, visits: float | None, arrival_rate: float
     planned = stage.visit_ratio
     if visits is None or not planned or not arrival_rate:
         return 1.0
-    chance = SURE * math.sqrt((1 - planned if planned < 1 else 1.0) / (planned * arrival_rate * RECENT_S))
     times = visits / planned
-    return times if times < 1 - shift or times > 1 + max(shift, chance) else 1.0
+    if times - 1 <= shift:
+        return times if times < 1 - shift else 1.0
+    chance = SURE * math.sqrt((1 - planned if planned < 1 else 1.0) / (planned * arrival_rate * RECENT_S))
+    return times if times - 1 > chance else 1.0
 
 
 def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:

@@ -94,24 +94,23 @@ def rising_rates(recent: Sequence[int], lead_s: float) -> tuple[float, float]:
     moments = list(itertools.accumulate(map(operator.mul, newest_first, range(len(recent)))))
     dispersion = index_of_dispersion(recent)
     likely = sure = 0.0
-    for span, level, line, squares, ahead_s, spread in _span_fits(lead_s):
+    for span, level, line, squares, ahead_s in _span_fits(lead_s):
         if span > len(recent):
             break
         total = totals[span - 1]
         if total < LEAST_EVENTS:
             continue
         mean = total / span
+        error = math.sqrt(mean * dispersion)
         if mean > sure:
-            error = math.sqrt(mean * dispersion / span)
             likely, sure = max(likely, mean - level[0] * error), max(sure, mean - level[1] * error)
         if span < SHORTEST_TREND:
             continue
-        slope = (mean * span * (span - 1) / 2 - moments[span - 1]) / squares
+        slope = (total * (span - 1) / 2 - moments[span - 1]) / squares
         if slope <= 0:
             continue
         reached = min(mean + slope * ahead_s, (mean + slope * span / 2) * MOST_GROWTH)
         if reached > sure:
-            error = math.sqrt(mean * dispersion * spread)
             likely, sure = max(likely, reached - line[0] * error), max(sure, reached - line[1] * error)
     return likely, sure
 
@@ -121,11 +120,11 @@ class _SpanFit(NamedTuple):
 
     Args:
         span: seconds.
-        level: standard errors by which the mean rate is lowered, for what is likely and for what is sure.
-        line: likewise of the line.
+        level: by how much the mean rate is lowered, for what is likely and for what is sure, in standard deviations of
+            a second's count.
+        line: likewise what the line predicts for the end of the lead.
         squares: Σ (t − mean t)² over the seconds.
         ahead_s: from their middle to the end of the lead.
-        spread: variance of what the line predicts there, in that of a second's count.
     """
 
     span: int
@@ -133,7 +132,6 @@ class _SpanFit(NamedTuple):
     line: tuple[float, float]
     squares: float
     ahead_s: float
-    spread: float
 
 
 @functools.lru_cache
@@ -144,10 +142,13 @@ def _span_fits(lead_s: float) -> tuple[_SpanFit, ...]:
         chances, squares, ahead_s = 2 * math.log(SPANS[-1] / span), span * (span * span - 1) / 12, span / 2 + lead_s
         spread = 1 / span + ahead_s * ahead_s / squares if squares else math.inf
         level, line = (
-            (math.sqrt((LIKELY * times) ** 2 + chances), math.sqrt((SURE * times) ** 2 + chances))
-            for times in (1.0, extent)
+            (
+                math.sqrt(((LIKELY * times) ** 2 + chances) * variance),
+                math.sqrt(((SURE * times) ** 2 + chances) * variance),
+            )
+            for times, variance in ((1.0, 1 / span), (extent, spread))
         )
-        found.append(_SpanFit(span, level, line, squares, ahead_s, spread))
+        found.append(_SpanFit(span, level, line, squares, ahead_s))
     return tuple(found)
 
 
@@ -187,5 +188,6 @@ def index_of_dispersion(recent: Sequence[int]) -> float:
     total = sum(recent)
     if total == 0 or len(recent) < 2:
         return 1.0
-    differences = sum([(b - a) * (b - a) for a, b in itertools.pairwise(recent)])
-    return max(1.0, differences / (2 * (len(recent) - 1)) / (total / len(recent)))
+    differences = list(map(operator.sub, recent[1:], recent))
+    squares: int = sum(map(operator.mul, differences, differences))
+    return max(1.0, squares / (2 * (len(recent) - 1)) / (total / len(recent)))

@@ -52,9 +52,9 @@ def more(
     """
     now = {kind.hardware: held.get(kind.hardware, 0) for kind in stage.kinds}
     enough = _enough(stage, throughputs, needed)
-    left = dict(stock)
+    given, left = supply(now, throughputs), dict(stock)
     short: Reason | None = None
-    while supply(now, throughputs) < enough:
+    while given < enough:
         if maximum is not None and sum(now.values()) >= maximum:
             short = Reason.LIMIT_CHANGED
             break
@@ -67,6 +67,7 @@ def more(
             break
         chosen = following(stage.mixture, now, kinds)
         now[chosen] += 1
+        given += throughputs[chosen]
         if chosen in left:
             left[chosen] -= 1
     return Fit(now, short)
@@ -77,13 +78,13 @@ def fewer(
 ) -> dict[str, int]:
     """The replicas held less those, by the plan's mixture, without which the rest still give the supply needed."""
     now = {kind.hardware: held.get(kind.hardware, 0) for kind in stage.kinds}
-    enough = _enough(stage, throughputs, needed)
+    enough, given = _enough(stage, throughputs, needed), supply(now, throughputs)
     while sum(now.values()) > minimum:
         kind = _first_to_go(stage, now, throughputs)
-        now[kind] -= 1
-        if supply(now, throughputs) < enough:
-            now[kind] += 1
+        given -= throughputs[kind]
+        if given < enough:
             break
+        now[kind] -= 1
     return now
 
 
