@@ -86,15 +86,20 @@ def compare(
 
 
 def _rows_table(comparison: Comparison) -> Table:
+    from inferline_stream.replay.compare import AS_DEFAULT
+
     table = Table("policy", "setting", title="Policies, cheapest first")
     for name in ("$", "above SLO", "worst 15 s", "steps", "peak", "regret", "to instant"):
         table.add_column(name, justify="right")
+    best_as_default = {row.label for row in comparison.rows if row.setting == AS_DEFAULT}
     for row in sorted(comparison.rows, key=lambda row: row.outcome.cost):
-        outcome = row.outcome
+        if row.setting == AS_DEFAULT:
+            continue  # the row of the defaults says so
+        outcome, tuned = row.outcome, row.setting == "default" and row.label in best_as_default
         regrets = ["" if r is None else f"{r:+.1%}" for r in (row.regret, row.regret_instant)]
         table.add_row(
             row.label,
-            row.setting,
+            "default, also tuned" if tuned else row.setting,
             f"{outcome.cost:.4f}",
             f"{outcome.miss_rate:.2%}",
             f"{outcome.worst_miss_rate():.2%}",

@@ -194,13 +194,15 @@ def compare(
             report(family.name)
             for on_our_pool in (False, True) if several is None else (True,):
                 rule = partial(arena.rule, family, contest, on_our_pool=on_our_pool)
-                add(family.name, "default", rule({}), on_our_pool=on_our_pool)
+                with_defaults = rule({})
+                add(family.name, "default", with_defaults, on_our_pool=on_our_pool)
                 if tune and family.space:
                     key = family.name, on_our_pool
                     if key not in settings:
                         settings[key] = _tuned(family, partial(rule, on=on), 1 - objective)
                     chosen = ", ".join(f"{name}={value:g}" for name, value in settings[key].items())
-                    add(family.name, chosen or AS_DEFAULT, rule(settings[key]), on_our_pool=on_our_pool)
+                    outcome = rule(settings[key]) if chosen else with_defaults
+                    add(family.name, chosen or AS_DEFAULT, outcome, on_our_pool=on_our_pool)
     for name, instant in ((CLAIRVOYANT, False), (INSTANT, True)):
         if name in policies:
             report(name)

@@ -130,6 +130,16 @@ def test_a_verb_prints_the_documented_json_and_a_table_for_people(verb: str, ver
     assert_for_people(shown, expected, sentences=verb in ("topics", "sandbox check", "sandbox audit", "sandbox probe"))
 
 
+def test_a_rule_that_is_best_as_it_comes_stands_once_in_the_table(folder: Path) -> None:
+    """With tuning it ran twice, and two equal rows said the same of each rule."""
+    asked = ("compare", "reviews", "--plan", "plan.json", "--policies", "ds2")
+    found = json.loads(call(folder, *asked, "--output", "json").stdout)["rows"]
+    shown = call(folder, *asked, NO_COLOR="1", COLUMNS="200").stdout
+    as_they_come = sum(row["setting"] == "the defaults" for row in found)
+    assert shown.count("ds2") == len(found) - as_they_come
+    assert shown.count("default, also tuned") == as_they_come > 0
+
+
 def assert_for_people(
     shown: subprocess.CompletedProcess[str], codes: tuple[int, ...] = (0,), *, sentences: bool = False
 ) -> None:
