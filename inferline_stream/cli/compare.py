@@ -92,9 +92,7 @@ def _rows_table(comparison: Comparison) -> Table:
     for name in ("$", "above SLO", "worst 15 s", "steps", "peak", "regret", "to instant"):
         table.add_column(name, justify="right")
     best_as_default = {row.label for row in comparison.rows if row.setting == AS_DEFAULT}
-    for row in sorted(comparison.rows, key=lambda row: row.outcome.cost):
-        if row.setting == AS_DEFAULT:
-            continue  # the row of the defaults says so
+    for row in comparison.shown:
         outcome, tuned = row.outcome, row.setting == "default" and row.label in best_as_default
         regrets = ["" if r is None else f"{r:+.1%}" for r in (row.regret, row.regret_instant)]
         table.add_row(

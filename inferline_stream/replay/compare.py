@@ -88,6 +88,12 @@ class Comparison:
     tuned: Tuned
     without_groups: str | None = None
 
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """Rows for people, cheapest first: where no setting is better, that of the defaults stands for both."""
+        unlike = (row for row in self.rows if row.setting != AS_DEFAULT)
+        return tuple(sorted(unlike, key=lambda row: (row.outcome.cost, row.outcome.miss_rate)))
+
     def row(self, policy: str, setting: str = "default", *, on_our_pool: bool = True) -> Row:
         """The row of that policy and setting.
 

@@ -46,7 +46,7 @@ def draw_comparison(file: Target, comparison: Comparison, *, objective: float = 
     Raises:
         UsageError: see `canvas.check_file`.
     """
-    rows = sorted(comparison.rows, key=lambda row: (row.outcome.cost, row.outcome.miss_rate))
+    rows = comparison.shown
     with drawing(file, [max(4.0, 0.185 * len(rows) + 0.6)], columns=2, title=title) as [[axes, names]]:
         floor = 100 * min([1 - objective, *(row.outcome.miss_rate for row in rows if row.outcome.miss_rate > 0)]) / 3
         axes.axhspan(floor / 2, 100 * (1 - objective), color=LINE, alpha=0.6, linewidth=0)
