@@ -48,7 +48,7 @@ from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.hour_ahead import HourAhead
 from inferline_stream.tuner.observation import RECENT_S, Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.plan_basis import Replicas
-from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, Traffic
+from inferline_stream.tuner.traffic import PEAK_SPAN_S, Traffic
 
 _DECISIONS_KEPT = 300
 _PLANS_KEPT = 100
@@ -302,7 +302,7 @@ class PipelineView:
 
     def _entered(self, now_s: float) -> dict[str, float]:
         """By entry stage, the share of the events that entered there lately; empty where too few did to know."""
-        for over_s in (RATE_WINDOW_S, PEAK_SPAN_S):
+        for over_s in (RECENT_S, PEAK_SPAN_S):
             came = {
                 stage: over_s * sum(sum(offsets.rates(now_s, over_s)) for _, offsets in self._histories(stage))
                 for stage in self.context.entries
