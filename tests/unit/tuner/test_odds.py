@@ -144,6 +144,16 @@ def test_the_less_is_left_the_dearer_is_a_risk_that_the_plan_does_not_take(
     assert cheapest(shown, known, 0.9, 6.0, left).multiple == level
 
 
+def test_what_the_plan_makes_late_itself_is_said_at_the_price_that_the_plan_shows() -> None:
+    known = record([(0.9, 1.5)] * 10 + [(0.9, 0.9)] * 990)
+    own = float(LEVELS.late_share(known.came)[1])
+    shown = replace(LEVELS, price=Price(80 * EVENT, 80 * EVENT, own, 0.99))
+    choice = cheapest(shown, known, 0.9, 6.0, 0.005)
+    assert (choice.multiple, choice.late) == (1.0, own)
+    assert choice.price == pytest.approx(80 * EVENT)
+    assert shown.price.risked(0.005) == pytest.approx(160 * EVENT)
+
+
 def test_moments_that_share_one_past_or_one_future_are_no_odds():
     """Of 400 moments like this one none leapt, of others each tenth did: 400 s hold eleven of 35 s, three of 120 s."""
     known = record([(0.5, 0.5)] * 400 + [(1.0, 1.5 if i % 10 == 0 else 1.0) for i in range(900)])
