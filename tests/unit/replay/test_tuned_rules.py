@@ -60,3 +60,5 @@ def test_settings_that_were_found_before_are_taken_as_they_are() -> None:
     as_default, default = (found.row("keda", setting) for setting in ("tuned", "default"))
     assert as_default.setting == AS_DEFAULT
     assert as_default.outcome.cost == default.outcome.cost
+    shown = {(row.on_our_pool, row.setting) for row in found.shown}
+    assert shown == {(False, "default"), (False, "lag_per_batch=4"), (True, "default")}, "the defaults stand once"
