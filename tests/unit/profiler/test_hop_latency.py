@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
+import pytest
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.records import Record
+from inferline_stream.profiler import hop_latency
 from inferline_stream.profiler.hop_latency import steadiest
 
 WARMING = [1.0] * 60
@@ -38,3 +46,48 @@ async def test_after_a_disturbed_round_the_next_one_counts() -> None:
 async def test_of_five_disturbed_rounds_the_one_with_the_least_tail_counts() -> None:
     rounds = (round_of(0.002, 0.3), round_of(0.004, 0.1), *[round_of(0.001, 0.2)] * 3)
     assert await taken(*rounds) == (sorted(round_of(0.004, 0.1)[60:]), 5)
+
+
+class Fetched(NamedTuple):
+    records: Mapping[str, list[Record]]
+
+
+class CrowdedMachine:
+    """Sender and reader at once: whoever sends keeps the core for a while, and what is sent is there."""
+
+    def __init__(self, *, loses: int = 0) -> None:
+        self.loses = loses
+        self.sent: asyncio.Queue[Record] = asyncio.Queue()
+
+    async def send(self, outgoing: Mapping[tuple[str, int], list[Record]]) -> None:
+        time.sleep(0.02)  # noqa: ASYNC251  it is the core that is taken
+        for record in (record for records in outgoing.values() for record in records):
+            if self.loses:
+                self.loses -= 1
+            else:
+                self.sent.put_nowait(record)
+
+    async def fetch(self, _: object, wait_s: float) -> Fetched:
+        return Fetched({"a": [await self.sent.get()]})
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hop_latency, "_RECORDS", 60)
+    monkeypatch.setattr(hop_latency, "_LOST_AFTER_S", 0.2)
+
+
+@pytest.mark.usefixtures("few")
+async def test_records_that_take_long_on_a_crowded_machine_are_not_lost() -> None:
+    """They had as long as their gaps and `_LOST_AFTER_S` together; sending alone takes longer here."""
+    crowded = cast("Any", CrowdedMachine())
+    began_s = time.monotonic()
+    assert len(await hop_latency._hops_s(crowded, crowded, "hop")) == 60
+    assert time.monotonic() - began_s > 60 * hop_latency._GAP_S + 0.2
+
+
+@pytest.mark.usefixtures("few")
+async def test_one_that_never_comes_back_is_lost_and_said_to_be() -> None:
+    crowded = cast("Any", CrowdedMachine(loses=1))
+    with pytest.raises(Unreachable, match=r"gave none back, in 0\.2 s"):
+        await hop_latency._hops_s(crowded, crowded, "hop")
