@@ -53,7 +53,7 @@ class Fetched(NamedTuple):
 
 
 class CrowdedMachine:
-    """Sender and reader at once: whoever sends keeps the core for a while, and what is sent is there."""
+    """Sender and reader at once: anyone who sends keeps the core for a while, and what is sent is there."""
 
     def __init__(self, *, loses: int = 0) -> None:
         self.loses = loses
