@@ -65,10 +65,12 @@ class TrafficRecord:
         return came > foreseen * (1 + ALIKE) and (came - foreseen) * events > noise
 
     def alike(self, expected: float, lead_s: float) -> Floats:
-        """What came after the moments most like this one, in the size of this one.
+        """Return what came after the moments most like this one, (moments,), as multiples of the mean rate.
 
-        Those within `ALIKE`, and at least so many as `FUTURES` independent ones span. A moment beyond all of them
-        counts as the largest, in proportion: only what exceeds what the same forecast has said before is news.
+        The moments are those within `ALIKE`, and at least so many as `FUTURES` independent ones span. Beyond all of
+        them the nearest counts, and the difference is added to what came of it: what exceeds the record is news, but
+        it makes the record's leaps no larger. Ratios would: a leap to twice the traffic, seen from half of it, is no
+        leap to ten times from five times.
         """
         first, end = self._within(expected)
         moments = self.expected.size
@@ -79,7 +81,8 @@ class TrafficRecord:
             end = first + least
         lowest, highest = float(self.expected[first]), float(self.expected[end - 1])
         known = min(max(expected, lowest), highest)
-        return self.came[first:end] if known in (expected, 0.0) else self.came[first:end] * (expected / known)
+        came = self.came[first:end]
+        return came if known == expected else np.maximum(came + (expected - known), 0.0)
 
     def knows(self, expected: float, lead_s: float) -> bool:
         """Whether so many moments were like this one that they show its odds, in the sample or live."""

@@ -79,12 +79,21 @@ def test_it_is_the_level_that_costs_least_with_what_was_late_of_moments_like_thi
 
 
 def test_what_is_expected_counts_beyond_the_most_that_was_said_before_and_no_more():
-    """The forecaster has often said 1.2, and no more than 1 came: 1.2 is no news, and 2.4 is twice the traffic."""
+    """The forecaster has often said 1.2, and no more than 1 came: 1.2 is no news, and 2.4 is 1.2 more."""
     known = record([(1.0 + 0.2 * (i % 2), 1.0) for i in range(400)])
     assert cheapest(LEVELS, known, 1.2, 6.0, 0.01).multiple == 1.0
     assert cheapest(LEVELS, known, 2.3, 6.0, 0.01).multiple == 2.0
-    assert known.alike(2.4, 6.0).max() == pytest.approx(2.0)
+    assert known.alike(2.4, 6.0).max() == pytest.approx(2.2)
     assert known.alike(0.5, 6.0).max() == pytest.approx(0.5)
+
+
+def test_beyond_the_record_its_leaps_are_as_large_as_they_were() -> None:
+    """From a tenth of the mean rate it once leapt to 1.1 times: from 0.6 it may leap to 1.6, not to 6.6."""
+    known = record([(0.1, 0.1)] * 390 + [(0.1, 1.1)] * 10)
+    assert known.alike(0.6, 6.0).max() == pytest.approx(1.6)
+    assert known.alike(0.6, 6.0).min() == pytest.approx(0.6)
+    assert known.alike(0.0, 6.0).min() == 0.0
+    assert record([(1.0, 0.2)] * 400).alike(0.5, 6.0).min() == 0.0, "no rate is below none"
 
 
 def test_such_traffic_is_known_once_its_moments_show_odds_in_the_sample_or_live() -> None:
