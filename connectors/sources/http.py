@@ -155,7 +155,7 @@ async def serve(options: argparse.Namespace, seal: sealed_connector.Seal) -> Htt
         results = None
         if options.results:
             follower = TopicFollower(where, options.results, "latest", gapless=True)
-            results = AwaitedResults(await stack.enter_async_context(follower))
+            results = AwaitedResults(await stack.enter_async_context(follower), options.topic)
         limits = IngestLimits(
             body_bytes=options.most_body_bytes,
             pending=options.most_pending,

@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from inferline_stream.connectors.sources.delivery import key_of
+from inferline_stream.dataplane.headers import bound_id
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.kafka.topic_follower import TopicFollower
@@ -178,25 +179,34 @@ class IngestLimits:
 
 
 class AwaitedResults:
-    """Results of events as they come to a pipeline's sink topic, for those who wait for them."""
+    """Results of events as they come to a pipeline's sink topic, for those who wait for them.
 
-    def __init__(self, follower: TopicFollower) -> None:
+    Args:
+        follower: of the sink topic.
+        topic: that the events are sent into. A pipeline of several source topics binds their ids to it (`bound_id`).
+    """
+
+    def __init__(self, follower: TopicFollower, topic: str) -> None:
         self._follower = follower
+        self._topic = topic
         self._waiting: dict[bytes, set[asyncio.Future[bytes]]] = {}
 
     @contextlib.contextmanager
     def expected(self, event_id: bytes) -> Iterator[asyncio.Future[bytes]]:
         """The event's result, once it is there; ask before the event is sent."""
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(event_id, set()).add(future)
+        names = {event_id, bound_id(self._topic, event_id)}
+        for name in names:
+            self._waiting.setdefault(name, set()).add(future)
         try:
             yield future
         finally:
             future.cancel()
-            waiting = self._waiting[event_id]
-            waiting.discard(future)
-            if not waiting:
-                del self._waiting[event_id]
+            for name in names:
+                waiting = self._waiting[name]
+                waiting.discard(future)
+                if not waiting:
+                    del self._waiting[name]
 
     async def follow(self) -> None:
         """Hand out results for ever.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -163,6 +164,27 @@ def read_headers(headers: Sequence[Header], *, entry: bool = False) -> ReadHeade
     if entry and not replay:
         entry_us = None
     return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own, moved, of, part, fallback)
+
+
+def bound_id(topic: str, event_id: bytes) -> bytes:
+    """Return the id that an event has in a pipeline of several source topics: bound to the topic that it came by.
+
+    Anyone who may write to one source topic may name any id. Sinks and joins drop an id that they have seen, so an id
+    that was named for the events of another source would make those vanish. An id that begins with the name of its own
+    topic stays as it is: one that is made from a place, or that is bound already. Names of topics have neither ``/``
+    nor ``@``, so ids of two topics never meet.
+
+    Args:
+        topic: full name of the source topic.
+        event_id: as the record names it.
+    """
+    own = topic.encode()
+    if event_id.startswith((own + b"/", own + b"@")):
+        return event_id
+    bound = b"%b/%b" % (own, event_id)
+    if len(bound) <= EVENT_ID_BYTES:
+        return bound
+    return b"%b/%b" % (own, hashlib.blake2b(event_id, digest_size=16).hexdigest().encode())
 
 
 def _numbers(value: bytes | None) -> tuple[int, ...] | None:

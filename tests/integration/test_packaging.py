@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -231,36 +230,6 @@ def test_every_library_that_is_imported_is_declared(folder, extras):
         for name in _imports(file) - known:
             provided_by = {canonicalize_name(d) for d in distributions.get(name, [name])}
             assert provided_by & declared.keys(), f"{file}: {name} ({provided_by}) is not in pyproject.toml"
-
-
-def _locked(name: str) -> dict[str, tuple[str, int]]:
-    """Distribution → version and number of hashes of a lock file, as this Python installs them."""
-    locked = {}
-    for entry in re.split(r"\n(?=[a-z])", (ROOT / name).read_text()):
-        match = re.match(r"([a-z0-9.-]+)==(\S+)(?: ; (.+?))? \\", entry)
-        if match and (match[3] is None or Marker(match[3]).evaluate()):
-            locked[canonicalize_name(match[1])] = (match[2], entry.count("--hash=sha256:"))
-    return locked
-
-
-@pytest.mark.parametrize(
-    ("lock", "extras"),
-    [("requirements.lock", ("moderation", "build")), ("requirements-dev.lock", ("moderation", "dev"))],
-)
-def test_a_lock_pins_every_dependency_with_its_hashes_and_names_no_index(lock, extras):
-    locked = _locked(lock)
-    for name, requirement in _declared(*extras).items():
-        assert name in locked, f"{name} is in pyproject.toml and not in {lock}"
-        assert requirement.specifier.contains(locked[name][0]), f"{requirement} is not {locked[name][0]}"
-    assert all(hashes > 0 for _, hashes in locked.values())
-    text = (ROOT / lock).read_text()
-    assert "://" not in text
-    assert not re.search(r"^--(find-links|index-url|extra-index-url|trusted-host)", text, re.MULTILINE)
-
-
-def test_both_locks_agree():
-    dev = _locked("requirements-dev.lock")
-    assert {name: dev.get(name) for name in _locked("requirements.lock")} == _locked("requirements.lock")
 
 
 def test_the_readme_opens_with_three_commands_and_ci_runs_the_first_and_the_third():

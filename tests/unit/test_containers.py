@@ -115,23 +115,6 @@ def test_everything_that_the_dockerfile_copies_is_sent_to_the_builder_and_is_the
         assert name in sent
 
 
-@pytest.mark.parametrize(
-    ("lock", "model_runtime"), [("requirements.lock", "onnxruntime"), ("requirements-gpu.lock", "onnxruntime-gpu")]
-)
-def test_the_image_is_locked_as_what_is_tested_is(lock: str, model_runtime: str) -> None:
-    def pins(file: Path) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for name, version in re.findall(r"^([a-z0-9.-]+)==(\S+)(?!\S| ; .*'never')", file.read_text(), re.MULTILINE):
-            found.setdefault(name, set()).add(version)
-        return found
-
-    image, tested = pins(DOCKER / lock), pins(ROOT / "requirements-dev.lock")
-    assert {"cryptography", "lightkube", model_runtime} <= image.keys()
-    assert len({"onnxruntime", "onnxruntime-gpu"} & image.keys()) == 1  # they are one module, and overwrite each other
-    image.pop("onnxruntime-gpu", None)
-    assert {name: tested.get(name) for name in image} == image
-
-
 def test_the_compose_file_is_valid_by_the_compose_specification() -> None:
     valid = jsonschema.Draft201909Validator(SCHEMA)
     valid.validate(COMPOSE)

@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 from inferline_stream.controlplane.observe.end_offsets import Begin, LedgerBegin
 from inferline_stream.controlplane.observe.sink_account import ENDED, OUT, SinkAccount
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.dataplane.headers import ENDED_AT, MOVED_TO_CLASS, REASON, ReadHeaders, number, read_headers
+from inferline_stream.dataplane.headers import (
+    ENDED_AT,
+    MOVED_TO_CLASS,
+    REASON,
+    ReadHeaders,
+    bound_id,
+    number,
+    read_headers,
+)
 from inferline_stream.dataplane.lineage import root, root_of, share
 from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
 from inferline_stream.kafka.offsets import Offsets
@@ -56,6 +64,7 @@ class EventLedger:
         finished: of each source partition, what had been finished above its first offset when the run began: the run
             does not answer for it.
         moved: headers by which its events are moved to another class.
+        topic: the source topic where there are several, to which the ids that producers name are bound; else empty.
     """
 
     source: str
@@ -65,6 +74,7 @@ class EventLedger:
     began: Sequence[int] = ()
     finished: Sequence[tuple[Run, ...]] = ()
     moved: Set[Header] = frozenset()
+    topic: str = ""
     latencies_s: array[float] = field(default_factory=lambda: array("f"))
     """Of the first record of each event in a sink; of several sinks the last of these records, infinite where one died
     on its way to a sink."""
@@ -140,6 +150,7 @@ class EventLedger:
         elif self.moved.isdisjoint(record.headers):
             self.arrivals_s.append(record.time_ms / 1e3)
         if name is not None:
+            name = bound_id(self.topic, name) if self.topic else name
             if _kept(name) not in self._named and not live:
                 self._old.add(_kept(name))
             self._named.add(_kept(name))
@@ -226,7 +237,7 @@ class EventLedger:
         """Return the ledger of the class of a source's event: this one where no further class knows it.
 
         Args:
-            name: its id; producers may give one to events of several classes.
+            name: its id.
             at: the stage whose sink it has reached, if any.
         """
         reaching = (ledger for ledger in self.others.values() if not at or at in ledger.accounts)
@@ -420,6 +431,9 @@ async def read_ledger(
     topics = {of: _source(context, of) for of in ("", *context.others)}
     prefixes = {of: event_id_prefix(topic, await offsets.topic_id(topic)) for of, topic in topics.items()}
     ledgers = {of: _ledger(of, prefix, since, start, source) for of, prefix in prefixes.items()}
+    if len(ledgers) > 1:
+        for of, each in ledgers.items():
+            each.topic = topics[of]
     for of, each in ledgers.items():
         each.reaches(context.sinks_of(of), context.levels_of(of))
     ledger = ledgers.pop("")

@@ -13,6 +13,7 @@ from inferline_stream.dataplane.headers import (
     FALLBACK,
     LATEST_MS,
     ReadHeaders,
+    bound_id,
     event_headers,
     read_headers,
     timestamp_us,
@@ -69,6 +70,7 @@ class Intake:
         self._wall_ms = self._wall_us = 0
         self._longer_us = longer_us
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
+        self._binds_ids = routes.is_entry and bool(routes.others)
         self._moves = routes.moves
         self._ids_from = event_id_prefix(routes.input_topic, topic_id).encode()
         self._lead = ClockError(routes.input_topic, _AHEAD)
@@ -203,6 +205,8 @@ class Intake:
     def _event(self, partition: Partition, record: Record, found: ReadHeaders) -> Event:
         routes = self._routes
         event_id = found.event_id or self._place(record)
+        if self._binds_ids:
+            event_id = bound_id(routes.input_topic, event_id)
         entry_us, entered_us, arrived_ms, taken_ms = self._times(partition, record, found)
         version = routes.version if self._is_entry else found.version
         value, key, headers = record.value or b"", record.key, event_headers(found, event_id, entry_us, version)

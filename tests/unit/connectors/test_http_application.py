@@ -42,8 +42,10 @@ async def test_a_body_that_does_not_come_is_not_waited_for_and_frees_its_place()
 class Pipeline:
     """Stands for Kafka and the pipeline: what it is given comes out as results, once it is let."""
 
-    def __init__(self) -> None:
+    def __init__(self, *results: tuple[bytes, bytes]) -> None:
         self.ids: list[bytes] = []
+        self.results = results or ((b"", b'"a result"'),)
+        """Of each result: what its id has before the event's, and what it is."""
         self.let = asyncio.Event()
 
     async def deliver(self, topic, value, *, key, timestamp_ms, headers) -> None:
@@ -52,12 +54,12 @@ class Pipeline:
     async def read(self, wait_s: float) -> list[Record]:
         await self.let.wait()
         self.let.clear()
-        return [Record(None, b'"a result"', [(EVENT_ID, self.ids[0])])]
+        return [Record(None, result, [(EVENT_ID, before + self.ids[0])]) for before, result in self.results]
 
 
 @contextlib.asynccontextmanager
 async def taking(pipeline: Pipeline, *tokens: str) -> AsyncIterator[str]:
-    results = AwaitedResults(pipeline)
+    results = AwaitedResults(pipeline, "posts")
     ingest = Ingest(pipeline, "posts", BearerTokens(tokens), IngestLimits(), results=results)
     ingest.open = True
     runner = web.AppRunner(ingest.application(), lingering_time=0.0)
@@ -93,3 +95,13 @@ async def test_a_key_of_one_token_is_no_key_of_another_which_gets_no_result_of_i
     first, others, again = pipeline.ids
     assert first == again, "what is sent again is the same event"
     assert first != others
+
+
+async def test_where_ids_are_bound_to_their_topic_a_result_that_came_by_another_answers_nobody():
+    pipeline = Pipeline((b"returns/", b'"forged"'), (b"returns/posts/", b'"forged"'), (b"posts/", b'"a result"'))
+    async with asyncio.timeout(30), taking(pipeline, "alice" * 4) as url:
+        alice = asyncio.create_task(posted(url, "alice" * 4, "wait=20"))
+        while not pipeline.ids:
+            await asyncio.sleep(0.01)
+        pipeline.let.set()
+        assert (await alice)[1].get("result") == "a result"

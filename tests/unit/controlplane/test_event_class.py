@@ -160,6 +160,19 @@ def test_background_events_keep_as_many_replicas_busy_as_they_were_seen_to_take(
     assert "10.0/s for 900 records of archive left" in background_words({"archive": of}, 0.0)
 
 
+def test_an_event_whose_id_a_producer_of_another_source_has_named_is_accounted_for_by_itself() -> None:
+    orders, returns = EventLedger("orders@1", (0,), (1,), topic="orders"), EventLedger("returns@2", (0,), (2,))
+    returns.topic = "returns"
+    orders.others["returns"] = returns
+    orders.entered(Record(None, b"", (), 1000, "orders", 0, 0))
+    for offset, forged in enumerate((b"orders@1/0/0", b"order-1")):
+        returns.entered(Record(None, b"", ((EVENT_ID, forged),), 1000, "returns", 0, offset))
+    for name in (b"returns/orders@1/0/0", b"returns/order-1"):
+        orders.of(name).out(Record(None, b"", ((EVENT_ID, name), (ENTRY_TIME, b"1000000")), 2000))
+    assert (returns.events_out, returns.lost(), orders.unknown) == (2, (0, []), 0)
+    assert orders.lost() == (1, ["orders@1/0/0"])
+
+
 def test_an_event_is_counted_in_the_ledger_of_its_class() -> None:
     since = LedgerBegin((5, 7, 0), {"work": (0,)}, (0,), (9, 9, 0), partitions={"": 1, "archive": 2})
     assert since.of_class(since.source) == (5,)

@@ -14,7 +14,18 @@ from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed, Many
-from inferline_stream.dataplane.headers import DEAD, DROPPED, FALLBACK, LETTERED, MOVED, REASON, REPLAY, version_value
+from inferline_stream.dataplane.headers import (
+    DEAD,
+    DROPPED,
+    EVENT_ID_BYTES,
+    FALLBACK,
+    LETTERED,
+    MOVED,
+    REASON,
+    REPLAY,
+    bound_id,
+    version_value,
+)
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.offset_metadata import Committed
@@ -206,6 +217,30 @@ def test_another_pipelines_entry_time_is_replaced_and_its_event_id_kept():
     (event,) = Taken("ask")(given).ready
     assert (event.event_id, event.entry_us) == (b"mine", 1_000_000)
     assert Counter(name for name, _ in event.headers) == Counter([EVENT_ID, ENTRY_TIME, VERSION])
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (b"orders@1234abcd/0/7", b"in/orders@1234abcd/0/7"),  # where the next event of another source will be
+        (b"order-1", b"in/order-1"),
+        (b"inner/order-1", b"in/inner/order-1"),
+        (b"in/order-1", b"in/order-1"),  # a dead letter that is sent again
+        (b"in@1234abcd/0/7", b"in@1234abcd/0/7"),
+    ],
+)
+def test_of_several_sources_a_named_id_is_bound_to_the_topic_that_it_came_by(named, expected):
+    taken = Taken("ask", source=[Topic("in"), Topic("orders", slo="2s")])(record(b"1", (EVENT_ID, named)))
+    assert taken.ready[0].event_id == expected
+    assert Taken("ask")(record(b"1", (EVENT_ID, named))).ready[0].event_id == named
+
+
+def test_a_named_id_that_is_bound_is_never_longer_than_one_that_is_believed():
+    ids = {b"x" * 255 + b"%d" % last for last in (1, 2)}
+    bound = {bound_id("orders", each) for each in ids}
+    assert len(bound) == 2
+    assert all(each.startswith(b"orders/") and len(each) <= EVENT_ID_BYTES for each in bound)
+    assert {bound_id("orders", each) for each in bound} == bound
 
 
 @pytest.mark.parametrize(("header", "expected_us"), [(b"250", 250_000), (b"250.5", 250_500), (b"soon", 1_000_000)])
