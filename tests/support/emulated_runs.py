@@ -31,7 +31,7 @@ from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.emulation import emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
-from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.names import EVENT_ID, Names
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, independent_paths, shape_of, visit_ratios
@@ -246,14 +246,23 @@ def swing_runs(folder: Path, topology: Path = SWING, **more: Any) -> partial[Run
     return partial(emulated_run, topology, folder=folder, probability={("parse", "check"): 1 / 3}, **more)
 
 
-async def put_before(run: Run, topic: str, values: Sequence[bytes]) -> None:
-    """Create the topics of a run that is to begin, and write records to a source's partitions by turns."""
+async def put_before(run: Run, topic: str, values: Sequence[bytes], ids: Sequence[str] = ()) -> None:
+    """Create the topics of a run that will begin, and write records to a source's partitions by turns.
+
+    Args:
+        run: the run.
+        topic: the source topic, without the run's prefix.
+        values: of the records.
+        ids: that their producer names for the first of them.
+    """
     await create_topics(run.bootstrap_servers, topics_of(run.pipeline, run.records.prefix))
     name = Names(run.pipeline.name, run.records.prefix).topic(topic)
     async with AIOKafkaProducer(**client_options(run.bootstrap_servers), acks="all") as producer:  # it tries again
         partitions = len(await producer.partitions_for(name))
         for number, value in enumerate(values):
-            await producer.send_and_wait(name, value, key=b"k%d" % number, partition=number % partitions)
+            headers = [(EVENT_ID, ids[number].encode())] if number < len(ids) else []
+            place = {"key": b"k%d" % number, "partition": number % partitions}
+            await producer.send_and_wait(name, value, headers=headers, **place)
 
 
 async def ran(run: Run, *, start: str = "committed") -> RunReport:
@@ -270,6 +279,14 @@ async def records_in(run: Run, topic: str) -> list[Record]:
     name = Names(run.pipeline.name, run.records.prefix).topic(topic)
     async with TopicFollower(run.bootstrap_servers, name) as follower:
         return [record async for record in follower.until(await follower.end())]
+
+
+async def ids_in(run: Run, topic: str) -> list[str]:
+    """Return the ids that the events of a source topic have where their producer names none."""
+    name = Names(run.pipeline.name, run.records.prefix).topic(topic)
+    async with TopicFollower(run.bootstrap_servers, name) as follower:
+        events = [record async for record in follower.until(await follower.end())]
+        return [f"{follower.ids_from}/{event.partition}/{event.offset}" for event in events]
 
 
 @contextlib.asynccontextmanager

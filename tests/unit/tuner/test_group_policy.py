@@ -304,7 +304,7 @@ def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
     assert watched.state.wanted == before  # as long as a forecast errs
     watched.run(120.0, 15.0)
     assert watched.decisions[-1][3] > watched.planned
-    assert watched.decisions[-1][2] is Reason.INSURANCE  # what the default policy said ten seconds before
+    assert watched.decisions[-1][2] is Reason.RATE_RISING  # what the default policy said ten seconds before
 
 
 def test_where_the_plans_number_is_held_fewer_members_at_the_beginning_become_as_many_after_ten_seconds() -> None:
