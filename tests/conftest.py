@@ -1,6 +1,7 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -31,9 +32,23 @@ ELSEWHERE = pytest.StashKey[dict[str, int]]()
 LACKING = pytest.StashKey[str]()
 
 SLOW = ("integration", "scenarios", "contracts", "laws")
-"""Rooms of tests that wait for processes, or compute for long. They come first: no long file is left for the end."""
-LONGEST_UNITS = "planner"
-"""The room of tests/unit whose files take longest: it comes first among them, for the same reason."""
+"""Rooms of tests that need more than Python, wait for processes, or compute for long.
+
+They run where they are named, or with ``--everything``. They come first: no long file is left for the end.
+"""
+LONGEST_UNITS = ("test_demo.py", "planner")
+"""What takes longest of tests/unit: it comes first among them, for the same reason."""
+ASKED = "python -m pytest --everything"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--everything", action="store_true", help="run the tests with Kafka, browsers and clusters, too")
+
+
+def left_out(room: str, config: pytest.Config) -> bool:
+    """Whether a room is left out: a slow one that neither an argument nor ``--everything`` asks for."""
+    named = [(config.invocation_params.dir / argument.split("::")[0]).resolve() for argument in config.args]
+    return room in SLOW and not config.option.everything and not any(TESTS / room in (n, *n.parents) for n in named)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,12 +68,12 @@ def _doubles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return how many processes run the tests: none beside pytest's own where one file is asked for.
 
-    Slow tests wait more than they compute: there are two more processes than cores, which share one Apache Kafka, and
-    one that computes in what time they leave (`Scheduling`).
+    Tests of slow rooms wait more than they compute: for them there are two more processes than cores, which share one
+    Apache Kafka, and one that computes in what time they leave (`Scheduling`).
     """
     if len(config.args) == 1 and config.args[0].split("::")[0].endswith(".py"):
         return 0
-    more = 0 if config.option.markexpr == "not slow" else 3
+    more = 0 if all(left_out(room, config) for room in SLOW) else 3
     return min(len(os.sched_getaffinity(0)) + more, 10)
 
 
@@ -89,14 +104,14 @@ def pytest_collection() -> Generator[None, Any, Any]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With ``-m "not slow"``, read no file of the slow rooms: that alone takes seconds of each process."""
+    """Read no file of a room that is left out: that alone takes seconds of each process."""
     room = collection_path.relative_to(TESTS).parts[0] if TESTS in collection_path.parents else ""
-    return True if config.option.markexpr == "not slow" and room in SLOW else None
+    return True if left_out(room, config) else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark and order rooms; leave out what needs what this machine has not, which the summary says.
+    """Order rooms; leave out what needs what this machine has not, which the summary says.
 
     With CI=true, what every machine of CI has to have is not left out: its tests fail.
     """
@@ -104,19 +119,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     from tests.support.scheduling import ON_RAY
 
     rooms = {item: item.path.relative_to(TESTS).parts[0] for item in items}
-    for item, room in rooms.items():
-        if room in SLOW:
-            item.add_marker(pytest.mark.slow)
     items.sort(
         key=lambda item: (
             item.nodeid.split("::")[0] not in ON_RAY,  # what takes longest in one process
             SLOW.index(rooms[item]) if rooms[item] in SLOW else len(SLOW),
-            item.path.parent.name != LONGEST_UNITS,
+            not {item.path.name, item.path.parent.name}.intersection(LONGEST_UNITS),
+            item.path.name not in LONGEST_UNITS,
         )
     )
     missing = {mark: why for mark, has in NEEDS.items() if (why := has())}
     wanted = NEEDS.keys() - CI_MAY_LACK if surroundings().ci else set()
-    left_out: dict[str, int] = {}
+    lacking: dict[str, int] = {}
     for item in list(items):
         for mark, why in missing.items():
             if item.get_closest_marker(mark) is None:
@@ -125,11 +138,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.stash[LACKING] = why
                 continue
             items.remove(item)
-            left_out[why] = left_out.get(why, 0) + 1
+            lacking[why] = lacking.get(why, 0) + 1
             break
-    config.stash[ELSEWHERE] = left_out
+    config.stash[ELSEWHERE] = lacking
     if (output := getattr(config, "workeroutput", None)) is not None:
-        output["left_out"] = left_out
+        output["lacking"] = lacking
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -140,13 +153,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take over what a process of pytest-xdist has left out: all leave out the same."""
-    left_out = getattr(node, "workeroutput", {}).get("left_out", {})
-    node.config.stash.setdefault(ELSEWHERE, {}).update(left_out)
+    lacking = getattr(node, "workeroutput", {}).get("lacking", {})
+    node.config.stash.setdefault(ELSEWHERE, {}).update(lacking)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for why, count in config.stash.get(ELSEWHERE, {}).items():
         terminalreporter.line(f"Left out: {count} test{'s' if count > 1 else ''}, {why}")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after the summary, as the last line
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
+    """Say how many tests the quick suite leaves out; fail where they cannot even be read."""
+    done = yield
+    config, reporter = session.config, session.config.pluginmanager.get_plugin("terminalreporter")
+    if config.args_source != pytest.Config.ArgsSource.TESTPATHS or config.option.everything or not reporter:
+        return done
+    rooms = [str(TESTS / room) for room in SLOW]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--collect-only", "-p", "no:cacheprovider", *rooms]
+    found = subprocess.run(command, cwd=config.rootpath, capture_output=True, text=True, check=False)
+    count = sum("::" in line for line in found.stdout.splitlines())
+    if found.returncode:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.write(found.stdout + found.stderr)
+    reporter.line(f"{count:,} tests with Kafka, browsers and clusters were not run: `{ASKED}`")
+    return done
 
 
 def no_gpu() -> str:

@@ -65,8 +65,10 @@ def _wheel(folder: Path) -> Path:
 
 def _round(folder: Path, wheel: Path) -> dict[str, float]:
     folder.mkdir()
-    pins = re.findall(r"^([a-z0-9.-]+==\S+(?: ; .+?)?) \\$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    (folder / "versions.txt").write_text("\n".join(pins))
+    pins = re.findall(
+        r"^([a-z0-9.-]+)(?:\[.*?\])?(==\S+(?: ; .+?)?) \\$", (ROOT / "requirements.lock").read_text(), re.MULTILINE
+    )
+    (folder / "versions.txt").write_text("\n".join(name + version for name, version in pins))
     began_s = time.monotonic()
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     pip: list[str | Path] = [folder / "venv/bin/python", "-m", "pip", "-q", "--disable-pip-version-check", "install"]

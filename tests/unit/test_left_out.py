@@ -1,14 +1,18 @@
-"""What tests/conftest.py leaves out where the machine lacks something, and what it never leaves out in CI."""
+"""What tests/conftest.py leaves out: slow rooms of the quick suite, and what the machine lacks; never that in CI."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOW
+
 pytest_plugins = ["pytester"]
 
-CONFTEST = (Path(__file__).parents[1] / "conftest.py").read_text()
+ROOT = Path(__file__).parents[2]
+CONFTEST = (ROOT / "tests/conftest.py").read_text()
 LACKS_ALL = """
 NEEDS = {mark: lambda mark=mark: f"no {mark} here" for mark in NEEDS}
 """
@@ -60,3 +64,53 @@ def test_in_ci_only_gpus_and_engines_may_lack(suite: pytest.Pytester, monkeypatc
     assert [line for line in done.outlines if line.startswith("Left out")] == [
         f"Left out: 1 test, no {mark} here" for mark in ("gpu", "engine")
     ]
+
+
+@pytest.fixture
+def rooms(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """One test in a quick room, and two in each slow one."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pytester.makeini(INI + "testpaths = suite\n")
+    for room, count in {"unit": 1, **dict.fromkeys(SLOW, 2)}.items():
+        (folder := pytester.path / "suite" / room).mkdir(parents=True)
+        (folder / f"test_{room}.py").write_text("".join(f"def test_{number}(): ...\n\n" for number in range(count)))
+    (pytester.path / "suite/conftest.py").write_text(CONFTEST)
+    return pytester
+
+
+def test_the_quick_suite_says_in_its_last_line_how_many_tests_were_not_run(rooms: pytest.Pytester) -> None:
+    done = rooms.runpytest_subprocess("-n", "0")
+    done.assert_outcomes(passed=1)
+    assert done.outlines[-1] == (
+        "8 tests with Kafka, browsers and clusters were not run: `python -m pytest --everything`"
+    )
+
+
+def test_what_the_quick_suite_leaves_out_has_to_be_readable_nevertheless(rooms: pytest.Pytester) -> None:
+    (rooms.path / "suite/laws/test_laws.py").write_text("import what_there_is_not\n")
+    done = rooms.runpytest_subprocess("-n", "0")
+    assert done.ret == pytest.ExitCode.TESTS_FAILED
+    done.stdout.fnmatch_lines(["*No module named 'what_there_is_not'*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "passed"),
+    [
+        (["--everything"], 9),
+        (["suite/laws"], 2),
+        (["suite/laws/test_laws.py::test_1", "suite/unit"], 2),
+        (["suite"], 1),
+    ],
+    ids=["everything", "a room", "a test", "the folder"],
+)
+def test_slow_rooms_run_where_they_are_named(rooms: pytest.Pytester, arguments: list[str], passed: int) -> None:
+    done = rooms.runpytest_subprocess("-n", "0", *arguments)
+    done.assert_outcomes(passed=passed)
+    assert "were not run" not in done.outlines[-1]
+
+
+def test_ci_runs_the_quick_suite_and_each_slow_room_once() -> None:
+    script = (ROOT / ".ci/run").read_text()
+    (named,) = re.findall(r"-m pytest ((?:tests/\w+ ?)+)", script)
+    assert sorted(named.split()) == sorted(f"tests/{room}" for room in SLOW)
+    assert len(re.findall(r"\breadme test\b", script)) == 1

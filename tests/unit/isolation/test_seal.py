@@ -321,36 +321,6 @@ def test_before_the_seal_certificates_of_authorities_may_be_read_and_private_key
     assert found == {path: "EACCES" if os.path.isdir(path) else "ENOENT" for path in found}
 
 
-@pytest.mark.skipif(
-    limits.own_group("pids")[0] is None or not os.access(limits.own_group("pids")[0] or "", os.W_OK),
-    reason="control groups of processes are not ours to make here",
-)
-def test_helpers_that_multiply_meet_their_limit_where_control_groups_are_ours(tmp_path: Path) -> None:
-    found = run(
-        tmp_path,
-        """
-        import signal, time
-        outcome["groups"] = seal(CONFINEMENT).groups
-        children = []
-        def multiply():
-            for _ in range(500):
-                child = os.fork()
-                if child == 0:
-                    time.sleep(30)
-                    os._exit(0)
-                children.append(child)
-        tried("fork", multiply)
-        outcome["forked"] = len(children)
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        """,
-        Isolation(helpers=1),
-    )
-    assert (found["fork"], found["groups"]) == ("EAGAIN", ["pids"])
-    assert 100 < found["forked"] < 128
-
-
 def test_no_capability_is_left_and_none_comes_back(tmp_path: Path) -> None:
     found = run(
         tmp_path,

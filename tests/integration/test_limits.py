@@ -14,6 +14,7 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.unit.isolation.test_seal import run
 
 HAS_A_HELPER = """
 import subprocess, sys
@@ -73,3 +74,33 @@ def test_helpers_that_a_process_left_are_all_killed_before_any_of_them_is_waited
     limits.leave_groups(1)
     assert [helper.wait(10) for helper in helpers] == [-signal.SIGKILL] * 3
     assert done[:3] == ["kill"] * 3
+
+
+@pytest.mark.skipif(
+    limits.own_group("pids")[0] is None or not os.access(limits.own_group("pids")[0] or "", os.W_OK),
+    reason="control groups of processes are not ours to make here",
+)
+def test_helpers_that_multiply_meet_their_limit_where_control_groups_are_ours(tmp_path: Path) -> None:
+    found = run(
+        tmp_path,
+        """
+        import signal, time
+        outcome["groups"] = seal(CONFINEMENT).groups
+        children = []
+        def multiply():
+            for _ in range(500):
+                child = os.fork()
+                if child == 0:
+                    time.sleep(30)
+                    os._exit(0)
+                children.append(child)
+        tried("fork", multiply)
+        outcome["forked"] = len(children)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        """,
+        Isolation(helpers=1),
+    )
+    assert (found["fork"], found["groups"]) == ("EAGAIN", ["pids"])
+    assert 100 < found["forked"] < 128

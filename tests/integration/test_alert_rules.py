@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 import inferline_stream.observability as room
 from inferline_stream.observability.alert_rules import PAGE, Target, alerts, burns, rules_document, rules_yaml
 from inferline_stream.observability.latency_histogram import bucket_label, latency_bounds_s
+from inferline_stream.observability.metrics import serve_metrics
+from tests.unit.observability.states import a_state
 
 P = "moderation"
 TARGETS = [(0.25, 0.99), (0.005, 0.999), (60.0, 0.5)]
@@ -439,3 +443,16 @@ def test_a_rehearsal_differs_from_the_real_rules_in_nothing_but_time_and_a_label
     real, rehearsed = without_times(Target(P, 0.25, 0.99)), without_times(Target(P, 0.25, 0.99, 60))
     assert real == rehearsed
     assert '"rehearsal": "60"' in rules_yaml(Target(P, 0.25, 0.99, 60))
+
+
+@needs_promtool
+def test_promtool_finds_nothing_to_complain_about_in_what_is_served():
+    with closing(serve_metrics(a_state, port=0)) as server:
+        address = f"http://127.0.0.1:{server.port}/metrics"
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            served = answer.read().decode()
+    lint = subprocess.run(
+        ["promtool", "check", "metrics"], input=served, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    assert lint.stderr == ""
