@@ -79,7 +79,7 @@ def rooms(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
 
 
 def test_the_quick_suite_says_in_its_last_line_how_many_tests_were_not_run(rooms: pytest.Pytester) -> None:
-    done = rooms.runpytest_subprocess("-n", "0")
+    done = rooms.runpytest_inprocess("-n", "0")
     done.assert_outcomes(passed=1)
     assert done.outlines[-1] == (
         "8 tests with Kafka, browsers and clusters were not run: `python -m pytest --everything`"
@@ -88,7 +88,7 @@ def test_the_quick_suite_says_in_its_last_line_how_many_tests_were_not_run(rooms
 
 def test_what_the_quick_suite_leaves_out_has_to_be_readable_nevertheless(rooms: pytest.Pytester) -> None:
     (rooms.path / "suite/laws/test_laws.py").write_text("import what_there_is_not\n")
-    done = rooms.runpytest_subprocess("-n", "0")
+    done = rooms.runpytest_inprocess("-n", "0")
     assert done.ret == pytest.ExitCode.TESTS_FAILED
     done.stdout.fnmatch_lines(["*No module named 'what_there_is_not'*"])
 
@@ -104,7 +104,7 @@ def test_what_the_quick_suite_leaves_out_has_to_be_readable_nevertheless(rooms: 
     ids=["everything", "a room", "a test", "the folder"],
 )
 def test_slow_rooms_run_where_they_are_named(rooms: pytest.Pytester, arguments: list[str], passed: int) -> None:
-    done = rooms.runpytest_subprocess("-n", "0", *arguments)
+    done = rooms.runpytest_inprocess("-n", "0", *arguments)
     done.assert_outcomes(passed=passed)
     assert "were not run" not in done.outlines[-1]
 
