@@ -244,7 +244,7 @@ def test_the_readme_opens_with_three_commands_and_ci_runs_those_that_install_and
     for name, block in (("install", demo), ("test", tests)):
         assert block.startswith(f"<!-- ci: {name} -->\n")
         assert f" readme {name} " in script
-    assert " .ci/package python3\n" in script
+    assert '/.ci/package" python3\n' in script
     quick = (ROOT / ".ci/package").read_text()
     assert "inferline-stream init demo" in quick
     assert "inferline-stream run demo" in quick
