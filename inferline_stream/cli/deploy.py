@@ -94,8 +94,8 @@ def deploy(
         _canary(topology, running, trial, wanted.pods.image, output)
     elif wanted != DeployOptions():
         raise UsageError(
-            "--image, --path, --namespace, --service-account, --secret, --stock, --reserve, --delivery, --dry-run and "
-            "--save are for --target kubernetes; --image is for --canary, too"
+            "--image, --path, --namespace, --service-account, --secret, --stock, --reserve, --delivery and --dry-run "
+            "are for --target kubernetes; --image is for --canary, too"
         )
     else:
         _newer_code(topology, running, output)

@@ -1,26 +1,23 @@
-"""`deploy --target kubernetes`: a pipeline's manifests, printed, written down, or applied."""
+"""`deploy --target kubernetes`: a pipeline's manifests, printed or applied."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from inferline_stream.actuators.kubernetes.inference_pipeline import owner_of
 from inferline_stream.actuators.kubernetes.installation import (
     Installation,
-    chart_values,
     manifests,
     overcommitted,
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.actuators.kubernetes.object_names import dns_label
-from inferline_stream.cli.options import DeployOptions, Platform, Running, files_of
-from inferline_stream.cli.output import print_json, write_text
+from inferline_stream.cli.options import DeployOptions, Platform, Running
+from inferline_stream.cli.output import print_json
 from inferline_stream.cli.plan_steps import Declared, declared, profiled, profiling_options, with_stock
 from inferline_stream.cli.platform import kubernetes_door, profiling_cluster
 from inferline_stream.errors import InvalidInput, UsageError
@@ -33,7 +30,7 @@ from inferline_stream.profiler.profiling_options import Options, pairs_to_profil
 
 
 def install(topology: Path, running: Running, wanted: DeployOptions, *, as_json: bool) -> None:
-    """Render, and print, write or apply.
+    """Render, and print or apply.
 
     Raises:
         UsageError: an option is missing, or the API server refuses.
@@ -43,13 +40,11 @@ def install(topology: Path, running: Running, wanted: DeployOptions, *, as_json:
     if not wanted.pods.image:
         raise UsageError("--target kubernetes needs --image: this package, the topology and what its stages import")
     what = declared(topology, running.bootstrap_servers, running.prefix)
-    if not wanted.dry_run and wanted.save is None:
+    if not wanted.dry_run:
         asyncio.run(_apply(running, wanted, what, as_json=as_json))
         return
-    of, found = _rendered(running, wanted, what, wanted.pods.namespace or "default", {})
-    if wanted.save is not None:
-        _write(wanted.save, of)
-    elif as_json:
+    _, found = _rendered(running, wanted, what, wanted.pods.namespace or "default")
+    if as_json:
         print_json({"pipeline": what.pipeline.name, "manifests": found})
     else:
         yaml.safe_dump_all(found, sys.stdout, sort_keys=False)
@@ -61,8 +56,7 @@ async def _apply(running: Running, wanted: DeployOptions, what: Declared, *, as_
     await profiled(what, profiling_options(platform, servers), servers, profiling_cluster(platform, servers))
     async with door.cluster_client() as client:
         namespace = wanted.pods.namespace or client.namespace
-        owner = await owner_of(client, namespace, what.pipeline.name)
-        of, found = _rendered(running, wanted, what, namespace, owner)
+        of, found = _rendered(running, wanted, what, namespace)
         unknown = await door.install(client, found)
         everybody = await door.controllers(client, of.cluster.namespace)
     applied = sorted({manifest["kind"] for manifest in found} - {text.partition(":")[0] for text in unknown})
@@ -83,7 +77,7 @@ async def _apply(running: Running, wanted: DeployOptions, what: Declared, *, as_
 
 
 def _rendered(
-    running: Running, wanted: DeployOptions, what: Declared, namespace: str, owner: Mapping[str, str]
+    running: Running, wanted: DeployOptions, what: Declared, namespace: str
 ) -> tuple[Installation, list[dict[str, Any]]]:
     pipeline, pods, stock = what.pipeline, wanted.pods, wanted.stock or ()
     account = wanted.service_account or dns_label(f"{pipeline.name}-pod")
@@ -91,8 +85,7 @@ def _rendered(
     held = {name: kind.stock for name, kind in catalogue(shared.hardware).items() if kind.stock is not None}
     named = {share.partition("=")[0] for share in stock}
     ports = dispatcher_confinement(running.bootstrap_servers).ports
-    files = files_of(pods)
-    cluster = Cluster(namespace, pods.image, pods.path, account, pods.secret, ports, files=files, owner=owner)
+    cluster = Cluster(namespace, pods.image, pods.path, account, pods.secret, ports)
     of = Installation(
         target=Target(pipeline.name, pipeline.slo_s, pipeline.objective),
         stages=[stage.name for stage in pipeline.stages],
@@ -125,8 +118,3 @@ def _profiles(what: Declared) -> dict[str, str]:
     for note in notes:
         sys.stderr.write(f"{note}\n")
     return store.files()
-
-
-def _write(file: Path, of: Installation) -> None:
-    write_text(yaml.safe_dump(chart_values(of), sort_keys=False), file, "values")
-    print(f"{file}: values of the chart: helm upgrade --install {of.target.pipeline} CHART --values {file}")

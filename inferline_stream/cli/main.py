@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,6 @@ from inferline_stream.cli.diff import diff
 from inferline_stream.cli.explain import explain
 from inferline_stream.cli.init import init
 from inferline_stream.cli.keda import keda
-from inferline_stream.cli.operate import operate
 from inferline_stream.cli.options import Output
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.pause import pause
@@ -32,9 +31,30 @@ from inferline_stream.cli.status import status
 from inferline_stream.cli.top import top
 from inferline_stream.cli.topics import topics
 from inferline_stream.cli.trust import trust
+from inferline_stream.errors import UsageError
+
+_INSTEAD = {
+    "operate": "deploy TOPOLOGY --target kubernetes --dry-run",
+}
+"""Commands of the past, and what to type instead of each."""
+
+
+class Commands(CommandGroup):
+    """All commands; one of the past is answered with what to type instead."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that was typed.
+
+        Raises:
+            UsageError: it is one of the past.
+        """
+        if (instead := _INSTEAD.get(args[0])) is not None:
+            raise UsageError(f"`{args[0]}` is no command any more: type `inferline-stream {instead}`")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
-    cls=CommandGroup,
+    cls=Commands,
     name="inferline-stream",
     help="The cheapest plan that keeps a pipeline's P99 latency under its SLO, on Kafka, and replicas that follow it.",
     epilog="Every flag may also be set in the environment: INFERLINE_BOOTSTRAP_SERVERS for --bootstrap-servers.\n\n"
@@ -90,7 +110,6 @@ add_commands(
         (pause, "inferline-stream pause reviews/topology.py --for 1h --bootstrap-servers localhost:9092"),
         (resume, "inferline-stream resume reviews/topology.py --bootstrap-servers localhost:9092"),
         (deploy, "inferline-stream deploy reviews/topology.py --bootstrap-servers localhost:9092"),
-        (operate, "inferline-stream operate --namespace ml"),
         (status, "inferline-stream status reviews/topology.py --bootstrap-servers localhost:9092"),
         (top, "inferline-stream top reviews/topology.py --bootstrap-servers localhost:9092"),
         (explain, "inferline-stream explain reviews/topology.py --bootstrap-servers localhost:9092"),

@@ -94,10 +94,6 @@ class PodOptions:
         str, typer.Option(help="for Kubernetes: holds this package, the topology and what its stages import")
     ] = ""
     path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = ""
-    config_map: Annotated[
-        str,
-        typer.Option(metavar="NAME=FILE,FILE", help="a ConfigMap with the files of --path's folder, where no image is"),
-    ] = ""
     namespace: Annotated[str, typer.Option(help="by default that of the kubeconfig's context")] = ""
     secret: Annotated[
         str,
@@ -188,21 +184,6 @@ class DeployOptions:
     stock: Stock = None
     reserve: Reserve = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False
-    save: Annotated[Path | None, typer.Option(help="file to write the Helm chart's values to")] = None
-
-
-def files_of(pods: PodOptions) -> tuple[str, tuple[str, ...]] | None:
-    """Return the ConfigMap with the topology's folder, and its keys; None where the image has that.
-
-    Raises:
-        UsageError: it names no files, or has no place.
-    """
-    if not pods.config_map:
-        return None
-    name, _, keys = pods.config_map.partition("=")
-    if not (name and all(keys.split(",")) and pods.path):
-        raise UsageError(f"--config-map {pods.config_map!r}: write NAME=topology.py,events.jsonl, and the --path there")
-    return name, tuple(keys.split(","))
 
 
 def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:

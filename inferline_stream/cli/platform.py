@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inferline_stream.actuators.actuator import Actuator, ProcessTerms
-from inferline_stream.cli.options import Platform, files_of
+from inferline_stream.cli.options import Platform
 from inferline_stream.controlplane.leadership import LeadershipLost
-from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
@@ -23,7 +19,6 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.profiler.bench_dispatcher import MODULE
 from inferline_stream.profiler.benches import MakeActuator
-from inferline_stream.runs.resource_reconciler import follow
 from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, dispatcher_keys, given
 
 if TYPE_CHECKING:
@@ -51,7 +46,7 @@ def check(platform: Platform, bootstrap_servers: str | None, *, hand_over: bool 
         kubernetes_door()
         return
     of_kubernetes = {
-        "--image": pods.image, "--path": pods.path, "--config-map": pods.config_map,
+        "--image": pods.image, "--path": pods.path,
         "--namespace": pods.namespace, "--secret": pods.secret,
         "--service-account": platform.service_account != "default", "--hand-over": hand_over,
     }  # fmt: skip
@@ -108,39 +103,15 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
 
 
 @asynccontextmanager
-async def resource_followed(platform: Platform, run: Run) -> AsyncIterator[None]:
-    """Follow the pipeline's resource, on Kubernetes, from entering to leaving."""
-    if platform.on != "kubernetes":
-        yield
-        return
-    from inferline_stream.actuators.kubernetes.inference_pipeline import PipelineResource, resource_name
-
-    names = Names(run.pipeline.name, run.records.prefix)
-    kinds = {kind for stage in run.pipeline.stages for kind in stage.hardware}
-    async with kubernetes_door().cluster_client() as client:
-        namespace = platform.pods.namespace or client.namespace
-        resource = PipelineResource(client, namespace, resource_name(run.pipeline.name))
-        write = partial(write_overrides, run.bootstrap_servers, names)
-        following = asyncio.create_task(follow(resource, run.newest_state, write, kinds))
-        try:
-            yield
-        finally:
-            following.cancel()
-            await asyncio.wait([following])
-
-
-@asynccontextmanager
 async def _on_kubernetes(
     platform: Platform, names: Names, bootstrap_servers: str, tracing: str, **how: Any
 ) -> AsyncIterator[Actuator]:
     door = kubernetes_door()
     from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
-    from inferline_stream.actuators.kubernetes.inference_pipeline import owner_of
 
     async with door.cluster_client() as client:
         namespace = platform.pods.namespace or client.namespace
         cluster = _cluster(platform, namespace, bootstrap_servers, tracing)
-        cluster = replace(cluster, owner=await owner_of(client, namespace, names.pipeline))
         async with KubernetesActuator(names, bootstrap_servers, cluster, client, **how) as pods:
             yield pods
 
@@ -163,8 +134,7 @@ def _cluster(platform: Platform, namespace: str, bootstrap_servers: str, tracing
     if keys and tracing:
         keys |= {name: name for name in dispatcher_environment() if name.startswith("OTEL_")}
     ports = dispatcher_confinement(bootstrap_servers, tracing).ports
-    account, files = platform.service_account, files_of(pods)
-    return Cluster(namespace, pods.image, pods.path, account, pods.secret, ports, keys, files)
+    return Cluster(namespace, pods.image, pods.path, platform.service_account, pods.secret, ports, keys)
 
 
 def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> MakeActuator | None:

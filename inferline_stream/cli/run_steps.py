@@ -29,7 +29,7 @@ from inferline_stream.cli.plan_steps import (
     remarks,
     take_profiles,
 )
-from inferline_stream.cli.platform import actuator_of, check, reach, resource_followed
+from inferline_stream.cli.platform import actuator_of, check, reach
 from inferline_stream.cli.rehearsal_steps import rehearsed
 from inferline_stream.cli.screen import Screen
 from inferline_stream.cli.stop_signals import Stopping
@@ -238,7 +238,6 @@ async def _run(
             cores=inputs.problem(measured).cores,
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.platform, run))
-        await stack.enter_async_context(resource_followed(wanted.platform, run))
         if actuator is not None and run.hands_over:
             await run_and_hand_over(run, stopping.stop, actuator)
             return None

@@ -520,7 +520,7 @@ class Pipeline:
         """
         return duration_s(self.slo_window)
 
-    def scheduled(self, more: Iterable[Every | On] = ()) -> TrafficSchedule:
+    def scheduled(self, more: Iterable[On] = ()) -> TrafficSchedule:
         """The schedule, with what people have said since.
 
         Raises:

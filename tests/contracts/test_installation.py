@@ -20,13 +20,11 @@ from kubernetes_validate import ValidationError
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.api_server import controllers, install
-from inferline_stream.actuators.kubernetes.inference_pipeline import PipelineResource, definition
 from inferline_stream.actuators.kubernetes.installation import (
     PROFILES_FOLDER,
     RIGHTS,
     SECRET_RIGHTS,
     Installation,
-    chart_values,
     manifests,
     overcommitted,
 )
@@ -39,7 +37,6 @@ from inferline_stream.observability.alert_rules import Target
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names
-from tests.contracts import chart
 from tests.kube.api import KubeApi, client_of
 
 DEADLINE_S = 30.0
@@ -98,7 +95,7 @@ def key(manifest: dict[str, Any]) -> tuple[str, str]:
 
 def of_kubernetes(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those whose kind every cluster has."""
-    return [m for m in found if not m["apiVersion"].startswith(("monitoring.coreos.com", "inferline-stream.dev"))]
+    return [m for m in found if not m["apiVersion"].startswith("monitoring.coreos.com")]
 
 
 def kind(name: str) -> list[dict[str, Any]]:
@@ -106,7 +103,7 @@ def kind(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("manifest", [*of_kubernetes(everything()), definition()], ids=lambda m: "-".join(key(m)))
+@pytest.mark.parametrize("manifest", of_kubernetes(everything()), ids=lambda m: "-".join(key(m)))
 def test_every_manifest_is_valid_by_the_schemas_of_old_and_new_clusters(manifest, version) -> None:
     assert version.startswith(kubernetes_validate.validate(manifest, version, strict=True))
 
@@ -199,21 +196,6 @@ def test_profiles_reach_the_controller_as_the_files_that_they_were() -> None:
     assert all(re.fullmatch(r"[-._a-zA-Z0-9]+", key) for key in profiles["data"])
 
 
-def test_the_chart_is_made_from_the_manifests() -> None:
-    for path, text in chart.files().items():
-        assert (chart.CHART / path).read_text() == text, "run: python -m tests.contracts.chart"
-
-
-def test_the_values_that_deploy_writes_are_those_that_the_chart_has() -> None:
-    said = yaml.safe_load((chart.CHART / "values.yaml").read_text())
-    written = chart_values(OURS)
-    assert written.keys() <= said.keys()
-    assert written["names"].keys() == said["names"].keys()
-    assert written["kafka"].keys() == said["kafka"].keys()
-    read = set(re.findall(r"\.Values\.([\w.]+)", "".join(chart.files().values())))
-    assert {path.split(".")[0] for path in read} <= said.keys()
-
-
 async def asked_of_the_api_server() -> set[tuple[str, str, str]]:
     """(group, resource, verb) of everything that the actuator asks for: scaling, a death, an end by force."""
     async with (
@@ -235,9 +217,6 @@ async def asked_of_the_api_server() -> set[tuple[str, str, str]]:
         await actuator.capacity()
         await actuator.scale("a", "cpu-1", 1, [second.replica])
         await actuator.drain(0.0)
-        resource = PipelineResource(client, api.namespace, "p")
-        assert await resource.read() is None
-        await resource.report({})
         return {_right(*request) for request in api.requests}
 
 

@@ -154,10 +154,6 @@ class KubeApi:
                 web.get(f"/apis/autoscaling/v2/namespaces/{self.namespace}/horizontalpodautoscalers", self._list_hpas),
                 web.patch(f"/api/v1/namespaces/{self.namespace}/{{plural}}/{{name}}", self._apply),
                 web.patch(f"/apis/{{group}}/{{version}}/namespaces/{self.namespace}/{{plural}}/{{name}}", self._apply),
-                web.patch(
-                    f"/apis/{{group}}/{{version}}/namespaces/{self.namespace}/{{plural}}/{{name}}/status",
-                    self._patch_status,
-                ),
                 *(
                     route
                     for root in ("/api/v1", "/apis/{group}/{version}")
@@ -237,26 +233,6 @@ class KubeApi:
 
     async def _reported(self, pod: str, status: Json) -> None:
         await self._controllers.report(pod, status)
-        if status.get("phase") in ("Succeeded", "Failed"):
-            job = self.applied["jobs", self._store.of("pods")[pod]["metadata"]["labels"]["job-name"]]
-            ended = "Complete" if status["phase"] == "Succeeded" else "Failed"
-            job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
-
-    async def _collect(self, gone: Json) -> None:
-        """What an object owns goes with it, and pods go with their Job."""
-        for pod in self.pods() if gone["kind"] == "Job" else ():
-            if pod["metadata"]["labels"].get("job-name") == gone["metadata"]["name"]:
-                await self._controllers.terminate(pod)
-
-        def owned(found: Json) -> bool:
-            return any(
-                owner["uid"] == gone["metadata"]["uid"] for owner in found["metadata"].get("ownerReferences", ())
-            )
-
-        for place in [place for place, found in self.applied.items() if owned(found)]:
-            await self._collect(self.applied.pop(place))
-        for found in [found for found in self.deployments() if owned(found)]:
-            await self._end(found["metadata"]["name"])
 
     @web.middleware
     async def _noted(
@@ -334,14 +310,11 @@ class KubeApi:
         return answer(found)
 
     async def _delete_deployment(self, request: web.Request) -> web.Response:
-        await self._end(request.match_info["name"])
-        return answer(SUCCESS)
-
-    async def _end(self, deployment: str) -> None:
-        gone = self._store.of("deployments").pop(deployment)
+        gone = self._store.of("deployments").pop(request.match_info["name"])
         for pod in self.pods():
             if belongs(pod, gone):
                 await self._controllers.remove(pod["metadata"]["name"])
+        return answer(SUCCESS)
 
     async def _apply_deployment(self, request: web.Request) -> web.Response:
         if (refusal := not_applicable(request)) is not None:
@@ -364,28 +337,11 @@ class KubeApi:
         wanted = json.loads(await request.text())
         current = self.applied.get((plural, name))
         found = self.applied[plural, name] = self._store.stamp(wanted if current is None else merged(current, wanted))
-        found["metadata"].setdefault("uid", f"{plural}-{name}-{self._store.version}")
-        if plural == "jobs" and current is None:
-            template = copy.deepcopy(found["spec"]["template"])
-            template["metadata"]["labels"]["job-name"] = name
-            await self._controllers.make_pod(f"{name}-1", template)
-        if plural == "inferencepipelines":
-            found["metadata"]["generation"] = found["metadata"].get("generation", 0) + 1
-            found["spec"] = wanted["spec"]  # of one owner, who leaves out what is to go
         if plural == "services":
             found["spec"].setdefault("clusterIP", f"127.96.0.{next(self._cluster_ips)}")
         for key, text in found.pop("stringData", {}).items():
             found.setdefault("data", {})[key] = base64.b64encode(text.encode()).decode()
         return answer(self.applied[plural, name], status=201 if current is None else 200)
-
-    async def _patch_status(self, request: web.Request) -> web.Response:
-        plural, name = request.match_info["plural"], request.match_info["name"]
-        found = self.applied.get((plural, name))
-        if found is None:
-            return missing(plural, name)
-        patch = await request.json()
-        found["status"] = {k: v for k, v in (found.get("status", {}) | patch["status"]).items() if v is not None}
-        return answer(self._store.stamp(found))
 
     async def _list_applied(self, request: web.Request) -> web.Response:
         selector = selector_of(request)
@@ -400,10 +356,7 @@ class KubeApi:
     async def _delete_applied(self, request: web.Request) -> web.Response:
         plural, name = request.match_info["plural"], request.match_info["name"]
         gone = self.applied.pop((plural, name), None)
-        if gone is None:
-            return missing(plural, name)
-        await self._collect(gone)
-        return answer(SUCCESS)
+        return missing(plural, name) if gone is None else answer(SUCCESS)
 
     async def _list_quotas(self, request: web.Request) -> web.Response:
         used = {name: str(self._controllers.used(name)) for name in self.quota}

@@ -133,11 +133,6 @@ class Kubelet:
         for mount in declared.get("volumeMounts", ()):
             own = folder / mount["name"]
             own.mkdir(parents=True, exist_ok=True)
-            if "subPath" in mount:
-                data = self._api.applied["configmaps", volumes[mount["name"]]["configMap"]["name"]]["data"]
-                (own / mount["subPath"]).write_text(data[mount["subPath"]])
-                found[mount["mountPath"]] = str(own / mount["subPath"])
-                continue
             found[mount["mountPath"]] = str(own)
             if (source := volumes[mount["name"]].get("configMap")) is not None:
                 for item in source.get("items", ()):

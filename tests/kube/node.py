@@ -113,9 +113,6 @@ class Node:
             if name in self._ending:
                 await self.report(name, _status("Running", {"terminated": last}, restarts, None))
                 break
-            if pod["spec"].get("restartPolicy") == "Never":
-                await self.report(name, _status("Failed" if code else "Succeeded", {"terminated": last}, 0, None))
-                return
             restarts += 1
             waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
             await self.report(name, _status("Running", waiting, restarts, last))

@@ -28,7 +28,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from lightkube import KubeConfig
 from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 
-from inferline_stream.actuators.kubernetes.inference_pipeline import definition
 from inferline_stream.testing.local_kafka import free_ports
 from tests.kube.controllers import loopback_address
 from tests.kube.kubeconfig import kubeconfig
@@ -220,9 +219,6 @@ class RealApi:
                 await self._register(name)
                 stack.push_async_callback(self._ask, "DELETE", f"/api/v1/nodes/{name}", missing=True)
             await self._until_there(f"{self._of('serviceaccounts')}/default")
-            definitions, ours = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition()
-            if not (await self._client.request("GET", f"{definitions}/{ours['metadata']['name']}")).is_success:
-                await self._ask("POST", definitions, ours)
             stack.push_async_callback(self.node.aclose)
             pods, slices = self._of("pods"), self._of("endpointslices", "/apis/discovery.k8s.io/v1")
             work = (self._beat(), self._follow(pods, self._pod_changed), self._follow(slices, self._slice_changed))

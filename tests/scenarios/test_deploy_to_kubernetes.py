@@ -10,7 +10,6 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from inferline_stream.actuators.kubernetes.inference_pipeline import PipelineResource
 from inferline_stream.actuators.kubernetes.object_names import (
     COMPONENT_LABEL,
     DISPATCHER,
@@ -25,7 +24,7 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.wire import next_release
-from tests.kube.api import KubeApi, MakeApi, client_of
+from tests.kube.api import KubeApi, MakeApi
 from tests.kube.kubelet import Kubelet
 from tests.kube.store import Json, ready
 from tests.support import deadlines
@@ -145,13 +144,6 @@ async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and
             images = {pod["spec"]["containers"][0]["image"] for pod in api.pods()}
             return images == {"reviews:2"} and len(acting()) == 1 and at_work()
 
-        async def reported() -> bool:
-            """By the controllers' own accounts, as their Role lets them."""
-            async with client_of(api) as client:
-                found = await PipelineResource(client, api.namespace, "reviews").read()
-            return found is not None and "True" in [c["status"] for c in found.conditions if c["type"] == "Ready"]
-
-        await until(reported, "the InferencePipeline to be Ready")
         await until(upgraded, f"every pod to be of the newer image; a controller said {said()}")
         assert not before & replicas()
         await feed

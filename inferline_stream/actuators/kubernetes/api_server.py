@@ -15,8 +15,7 @@ from lightkube.codecs import from_dict
 from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.resources.apps_v1 import Deployment
-from lightkube.resources.batch_v1 import Job
-from lightkube.resources.core_v1 import ConfigMap, Node, Pod, ResourceQuota, Secret, Service
+from lightkube.resources.core_v1 import Node, Pod, ResourceQuota, Secret, Service
 from lightkube.resources.networking_v1 import NetworkPolicy
 from lightkube.resources.policy_v1 import PodDisruptionBudget
 
@@ -26,10 +25,7 @@ from inferline_stream.errors import InferlineError, Unreachable, UsageError
 _LONGEST_PAUSE_S = 30.0
 """Longer than any API server asks for; without a bound, a proxy before it could stop watch and scaling for hours."""
 
-_OPTIONAL = {
-    "monitoring.coreos.com": "Prometheus operator",
-    "inferline-stream.dev": "such resource; the Helm chart's crds/ defines it",
-}
+_OPTIONAL = {"monitoring.coreos.com": "Prometheus operator"}
 """Groups without which a pipeline is installed all the same, and what lacks where they do."""
 
 
@@ -175,7 +171,7 @@ def passing(code: int) -> Iterator[None]:
             raise
 
 
-def plain(item: Pod | ResourceQuota | Deployment | Job | ConfigMap | Node) -> dict[str, Any]:
+def plain(item: Pod | ResourceQuota | Deployment | Node) -> dict[str, Any]:
     """An object as in the API server's JSON."""
     found: dict[str, Any] = json.loads(json.dumps(item.to_dict(), default=str))
     return found

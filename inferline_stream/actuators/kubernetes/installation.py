@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from inferline_stream.actuators.kubernetes.inference_pipeline import GROUP, KIND, PLURAL, VERSION, resource_name
 from inferline_stream.actuators.kubernetes.manifests import (
     NAMES,
     POD_SECURITY,
@@ -23,7 +22,6 @@ from inferline_stream.actuators.kubernetes.manifests import (
     made,
     network,
     policy_port,
-    topology_files,
 )
 from inferline_stream.actuators.kubernetes.object_names import (
     COMPONENT_LABEL,
@@ -55,8 +53,6 @@ RIGHTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("", ("secrets",), ("create",)),
     ("networking.k8s.io", ("networkpolicies",), ("create", "patch")),
     ("policy", ("poddisruptionbudgets",), ("create", "patch")),
-    (GROUP, (PLURAL,), ("get",)),
-    (GROUP, (f"{PLURAL}/status",), ("patch",)),
     ("resource.k8s.io", ("resourceclaimtemplates",), ("create", "patch")),
 )
 """API group, resources and verbs: what a controller asks for while it leads, and nothing else."""
@@ -109,8 +105,8 @@ class Installation:
 
 
 def manifests(of: Installation) -> list[dict[str, Any]]:
-    """Return everything to apply, in the order in which things need each other; without the resource that owns them."""
-    found = [
+    """Return everything to apply, in the order in which things need each other."""
+    return [
         _object(of, "v1", "ServiceAccount", of.name),
         _object(of, "v1", "ServiceAccount", of.cluster.service_account, automountServiceAccountToken=False),
         _role(of),
@@ -139,35 +135,6 @@ def manifests(of: Installation) -> list[dict[str, Any]]:
         ),
         _object(of, "monitoring.coreos.com/v1", "PrometheusRule", of.name, spec=rules_document(of.target)),
     ]
-    resource = _object(of, f"{GROUP}/{VERSION}", KIND, resource_name(of.target.pipeline), spec={})
-    return found if of.cluster.owner else [*found, resource]
-
-
-def chart_values(of: Installation) -> dict[str, Any]:
-    """Return the values with which the Helm chart is this installation; its namespace is the release's."""
-    return {
-        "pipeline": of.target.pipeline,
-        "image": of.cluster.image,
-        "topology": of.topology,
-        "serviceAccount": of.cluster.service_account,
-        "names": {
-            "pipeline": resource_name(of.target.pipeline),
-            "controller": of.name,
-            "profiles": _profiles_name(of),
-            "credentials": _credentials(of),
-        },
-        "kafka": {
-            "bootstrapServers": of.bootstrap_servers,
-            "ports": list(of.cluster.kafka_ports),
-            "secret": of.cluster.secret,
-        },
-        "prefix": of.prefix,
-        "delivery": of.delivery,
-        "reserve": of.reserve,
-        "stock": dict(of.stock),
-        "profiles": dict(of.profiles),
-        "rules": {"groups": rules_document(of.target)["groups"]},
-    }
 
 
 def _object(of: Installation, version: str, kind: str, name: str, **fields: Any) -> dict[str, Any]:
@@ -212,7 +179,6 @@ def _controller(of: Installation) -> dict[str, Any]:
             *("--service-account", of.cluster.service_account, "--hand-over", "--no-replay", "--no-ui"),
             *("--metrics-host", "0.0.0.0", "--metrics-port", str(METRICS_PORT)),  # noqa: S104  within the pod's network
             *(("--secret", of.cluster.secret) if of.cluster.secret else ()),
-            *files_words(of.cluster),
             *(part for kind, most in sorted(of.stock.items()) for part in ("--stock", f"{kind}={most}")),
             *(("--prefix", of.prefix) if of.prefix else ()),
             *(("--reserve", str(of.reserve)) if of.reserve is not None else ()),
@@ -229,8 +195,6 @@ def _controller(of: Installation) -> dict[str, Any]:
     }
     if of.cluster.secret:
         container["envFrom"] = [{"secretRef": {"name": of.cluster.secret}}]
-    volumes, mounts = topology_files(of.cluster)
-    container["volumeMounts"] += mounts
     items = [{"key": _key(path), "path": path} for path, _ in _files(of)]
     pod = {
         "containers": [container],
@@ -242,7 +206,6 @@ def _controller(of: Installation) -> dict[str, Any]:
         "volumes": [
             *({"name": name, "emptyDir": {"sizeLimit": "256Mi"}} for name in writable),
             {"name": "profiles", "configMap": {"name": _profiles_name(of), **({"items": items} if items else {})}},
-            *volumes,
         ],
     }
     wanted = {"replicas": CONTROLLERS, **deployment(of.labels, pod)}
@@ -251,14 +214,6 @@ def _controller(of: Installation) -> dict[str, Any]:
         STOCK_ANNOTATION: json.dumps(dict(of.stock), sort_keys=True, separators=(",", ":"))
     }
     return found
-
-
-def files_words(cluster: Cluster) -> list[str]:
-    """Return the options by which a command in a pod has the topology's files put into the pods that it makes."""
-    if cluster.files is None:
-        return []
-    name, keys = cluster.files
-    return [f"--path={cluster.topology}", f"--config-map={name}={','.join(keys)}"]
 
 
 def overcommitted(

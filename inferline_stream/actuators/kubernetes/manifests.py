@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -83,9 +82,6 @@ class Cluster:
         kafka_ports: TCP ports that dispatchers may reach: Kafka's, and where spans go.
         dispatcher_keys: of the Secret, by the variables that they become in dispatchers, which then are given no other
             key of it; empty for all keys under their own names.
-        files: a ConfigMap with the topology's folder, and its keys; each is mounted there by itself, since a whole
-            ConfigMap is a folder of links in which nothing can be written. None where the image has them.
-        owner: the object with which everything that is made goes; empty for none.
     """
 
     namespace: str
@@ -95,18 +91,6 @@ class Cluster:
     secret: str = ""
     kafka_ports: tuple[int, ...] = (9092,)
     dispatcher_keys: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[str, tuple[str, ...]] | None = None
-    owner: Mapping[str, str] = field(default_factory=dict)
-
-
-def topology_files(cluster: Cluster) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the volume and the mounts by which a pod has the topology's folder; none where the image has it."""
-    if cluster.files is None:
-        return [], []
-    name, keys = cluster.files
-    folder = PurePosixPath(cluster.topology).parent
-    mounts = [{"name": "topology", "mountPath": str(folder / key), "subPath": key, "readOnly": True} for key in keys]
-    return [{"name": "topology", "configMap": {"name": name}}], mounts
 
 
 def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
@@ -170,9 +154,6 @@ class StageManifests:
         container = self._container(REPLICA, host, resources(hardware, isolation))
         container["image"] = spec.image or container["image"]
         pod = self._pod(REPLICA, container, grace_s=grace_s, scratch_mib=_scratch_mib(hardware, isolation))
-        volumes, mounts = topology_files(self.cluster)
-        pod["volumes"] += volumes
-        container["volumeMounts"] += mounts
         for name, path, volume in _declared_volumes(isolation):
             pod["volumes"].append({"name": name, **volume})
             container["volumeMounts"].append(
@@ -375,8 +356,6 @@ def _secret_variable(secret: str, name: str, key: str) -> dict[str, Any]:
 def made(version: str, kind: str, name: str, cluster: Cluster, own: Mapping[str, str], **fields: Any) -> dict[str, Any]:
     """Return an object with its labels."""
     metadata: dict[str, Any] = {"name": name, "namespace": cluster.namespace, "labels": dict(own)}
-    if cluster.owner:
-        metadata["ownerReferences"] = [dict(cluster.owner)]
     return {"apiVersion": version, "kind": kind, "metadata": metadata, **fields}
 
 

@@ -19,7 +19,7 @@ from inferline_stream.dataplane.slot_grants import CanaryShare
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.hardware import MOST_REPLICAS
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
-from inferline_stream.pipeline.schedule import Every, On, TrafficSchedule, check_amounts
+from inferline_stream.pipeline.schedule import On, TrafficSchedule, check_amounts
 from inferline_stream.planner.plan_document import PLAN_VERSION, check_plan
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.hour_ahead import HourAhead
@@ -97,7 +97,7 @@ class Override(msgspec.Struct, frozen=True):
     ]
     subject: str = ""
     """A stage for scale, limits and standby, a hardware kind for price, stock and notice, ``node/NAME`` for a notice of
-    a node, a window (`On`, or `Every`) for reserve and traffic."""
+    a node, a window (`On`) for reserve and traffic."""
     value: float | None = None
     """Replicas, seconds of the SLO, dollars per hour, replicas in stock, seconds until a spot kind is taken, times the
     traffic, the share of events of a canary, or when newer code was given, in seconds since the epoch: replicas started
@@ -141,11 +141,10 @@ class Override(msgspec.Struct, frozen=True):
         )
 
     @property
-    def window(self) -> Every | On:
+    def window(self) -> On:
         """The entry of a schedule that a reserve or a traffic is."""
-        entry = On if re.match(r"\d{4}-", self.subject) else Every
         reserve = self.kind == "reserve"
-        return entry(self.subject, self.value if reserve else None, None if reserve else self.value)
+        return On(self.subject, self.value if reserve else None, None if reserve else self.value)
 
     @property
     def canary_share(self) -> CanaryShare:
@@ -411,7 +410,7 @@ class Overrides:
         """The version that is tried out, its time over or not."""
         return self.by_key.get(CANARY_KEY)
 
-    def windows(self, now_s: float) -> tuple[Every | On, ...]:
+    def windows(self, now_s: float) -> tuple[On, ...]:
         """What was set of traffic to come."""
         return tuple(o.window for kind in ("reserve", "traffic") for o in self._valid(kind, now_s).values())
 

@@ -111,6 +111,13 @@ def test_a_command_line_that_cannot_be_ends_with_2(arguments: list[str]) -> None
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(("old", "instead"), [("operate", "deploy TOPOLOGY --target kubernetes --dry-run")])
+def test_a_command_of_the_past_is_answered_with_what_to_type_instead(old: str, instead: str) -> None:
+    result = CliRunner().invoke(app, [old, "--namespace", "ml"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: `{old}` is no command any more: type `inferline-stream {instead}`\n"
+
+
 @pytest.mark.parametrize(
     ("variable", "command", "flag"),
     [
