@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from inferline_stream.actuators.child_logs import ChildLog
 from inferline_stream.actuators.core_times import cpu_s, waited_s
 from inferline_stream.actuators.fork_servers import Forked
-from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.dataplane.supervisor_messages import Attach, FromSupervisor, encode_attachment
 from inferline_stream.isolation.enforced import unsealed
@@ -36,15 +35,13 @@ class Child:
     """None while a fork server is asked for it."""
     pidfd: int = -1
     channel: socket.socket | None = None
-    """To the process, SOCK_SEQPACKET; a replica in a container has none."""
+    """To the process, SOCK_SEQPACKET."""
     mark: int | None = None
     """Of a dispatcher: where it notes what it takes in."""
     died_at: BatchId | None = None
     """The batch that has ended a dispatcher as it took it in."""
     ran_at_kill_s: float = 0.0
     """Its CPU time when it was killed by us."""
-    relay: Relay | None = None
-    """Of a replica in a container."""
     held: socket.socket | None = None
     """Of a replica that is not sealed yet: its end of a pair with its dispatcher."""
     sealed: bool = False
@@ -114,9 +111,6 @@ class Child:
 
         One that seals itself gets it after that: no event is in reach of code that is not sealed.
         """
-        if self.relay is not None:
-            self.relay.connect(dispatcher)
-            return
         if not self.sealed:
             self.drop_held()
             self.held = dispatcher
@@ -153,5 +147,3 @@ class Child:
     def leave(self) -> None:
         """Have a replica end once it has no batch in hand."""
         self.send(LEAVE)
-        if self.relay is not None:
-            self.relay.leave()

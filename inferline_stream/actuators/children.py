@@ -10,23 +10,19 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO
-
-import msgspec
 
 from inferline_stream.actuators import mps
 from inferline_stream.actuators.batch_deaths import is_batchs_doing
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
-from inferline_stream.actuators.devices import Device, carries, cores_for, devices_for, used_by_others
+from inferline_stream.actuators.devices import Device, cores_for, devices_for, used_by_others
 from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers
 from inferline_stream.actuators.nvml import DeviceWatch, NoDevice
 from inferline_stream.actuators.nvml import devices as machine_devices
-from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.process_specs import (
     DISPATCHER_MODULE,
     REPLICA_MODULE,
@@ -40,9 +36,7 @@ from inferline_stream.dataplane.supervisor_messages import (
     FromDispatcher,
     decode_from_dispatcher,
 )
-from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
-from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.isolation.launch import Launch, UvmNode
 from inferline_stream.kafka.batch_mark import mark_file, marked_in, ran_before_s
 from inferline_stream.pipeline.hardware import Hardware
@@ -71,8 +65,6 @@ class Children:
         replica_module: what a replica's process runs as ``__main__``.
         dispatcher_module: likewise.
         single: whether it starts one process: nothing is started then that could fork the next one.
-        audits: by stage, what watches its replica rather than confining it. Where devices do not go round, such
-            replicas share one.
     """
 
     def __init__(
@@ -86,7 +78,6 @@ class Children:
         replica_module: str = REPLICA_MODULE,
         dispatcher_module: str = DISPATCHER_MODULE,
         single: bool = False,
-        audits: Mapping[str, Audit] = MappingProxyType({}),
     ) -> None:
         self.all: list[Child] = []
         self._logs = ChildLogs(log_folder)
@@ -100,7 +91,6 @@ class Children:
         self._placed = placed
         self._modules = (replica_module, dispatcher_module)
         self._single = single
-        self._audits = audits
         self._fork_servers = ForkServers()
         self._uvm = UvmNode()
         self._machine = os.sched_getaffinity(0)
@@ -113,28 +103,17 @@ class Children:
             InvalidInput: its isolation needs what this machine does not have.
             OSError: the process could not be started.
         """
-        if spec.hardware.gpus and not self._placed and spec.isolation.level == "sandbox" and (lack := self._uvm.lack()):
+        if spec.hardware.gpus and not self._placed and spec.isolation.sandboxed and (lack := self._uvm.lack()):
             raise NoDevice(lack)
-        try:
-            devices = self._devices_for(spec.hardware)
-        except NoDevice:
-            devices = tuple(device.uuid for device in self._seen if carries(device, spec.hardware))[:1]
-            if spec.stage not in self._audits or not devices:
-                raise
+        devices = self._devices_for(spec.hardware)
         cores = spec.hardware.cores
         taken = [(other.cores, other.pinned) for other in self.all]
         known = [d for d in (self._seen if self._given is None else self._given) if d.uuid in devices]
         near = frozenset[int]().union(*(device.near for device in known))
         pinned = frozenset[int]() if self._placed else cores_for(cores, self._machine, taken, near)
-        audit = self._audits.get(spec.stage)
-        confinement = confined(spec.isolation, spec.topology, spec.hardware)
-        if audit is not None:
-            confinement = audit.confinement
-            spec = msgspec.structs.replace(spec, audit=confinement.audit)
         launch = Launch(
             self._modules[0],
-            confinement,
-            audit=audit,
+            confined(spec.isolation, spec.topology, spec.hardware),
             cores=cores,
             pinned=pinned,
             devices=devices or None if self._placed else devices,
@@ -143,20 +122,16 @@ class Children:
             kernels=str(Path(spec.topology).parent / ".inferline" / "kernels" / f"{spec.stage}.{spec.hardware.name}"),
             profiled=spec.purpose == "profile",
         )
-        if spec.isolation.level in RUNTIMES and audit is None:
-            child = self._contained(spec, launch)
-        else:
-            child = self._started(
-                spec.replica,
-                spec.stage,
-                launch,
-                encode_spec(spec),
-                lambda channel, log, begun: (
-                    not self._single
-                    and self._fork_servers.fork_replica(spec, launch, channel, log, pinned, begun=begun)
-                ),
-                hear=self._hear_replica,
-            )
+        child = self._started(
+            spec.replica,
+            spec.stage,
+            launch,
+            encode_spec(spec),
+            lambda channel, log, begun: (
+                not self._single and self._fork_servers.fork_replica(spec, launch, channel, log, pinned, begun=begun)
+            ),
+            hear=self._hear_replica,
+        )
         child.cores, child.pinned, child.hardware, child.devices = cores, pinned, spec.hardware, devices
         child.sealed = not spec.isolation.sandboxed
         return child
@@ -265,30 +240,6 @@ class Children:
         if data := _received(child, MAX_DATAGRAM_BYTES):
             self._heard(child, decode_from_dispatcher(data))
 
-    def _contained(self, spec: ReplicaSpec, launch: Launch) -> Child:
-        ours, theirs = socket.socketpair()
-        try:
-            log = self._logs.of(spec.replica)
-            with log.path.open("ab") as file:
-                process = subprocess.Popen(
-                    launch.command,
-                    stdin=theirs.fileno(),
-                    stdout=theirs.fileno(),
-                    stderr=file,
-                    env=launch.environment,
-                    start_new_session=True,
-                )
-            child = Child(spec.replica, spec.stage, launch, log, process, relay=Relay(ours, encode_spec(spec)))
-            self._watch(child)
-        except OSError:
-            launch.close()
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self.all.append(child)
-        return child
-
     def _watch(self, child: Child) -> None:
         assert child.process is not None
         if child.pidfd < 0:
@@ -349,8 +300,6 @@ class Children:
         if child.channel is not None:
             loop.remove_reader(child.channel)
             child.channel.close()
-        if child.relay is not None:
-            child.relay.close()
         child.drop_held()
         if child.mark is not None:
             busy_s = child.ran_at_kill_s - ran_before_s(child.mark)

@@ -85,7 +85,7 @@ class ForkServers:
             begun: called once, soon, if this returns True.
         """
         isolation = spec.isolation
-        if not (isolation.level == "sandbox" and isolation.forked) or launch.confinement.gpu:
+        if not (isolation.sandboxed and isolation.forked) or launch.confinement.gpu:
             return False
         kind = encode_spec(msgspec.structs.replace(spec, replica=""))
         return self._fork((spec.stage, spec.hardware.name), kind, launch, [channel, log.fileno()], cores, begun=begun)

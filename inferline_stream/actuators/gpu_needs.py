@@ -14,7 +14,6 @@ from pathlib import Path
 from inferline_stream.actuators.devices import Device
 from inferline_stream.actuators.mps import daemon
 from inferline_stream.actuators.nvml import devices as machine_devices
-from inferline_stream.isolation.containers import ENGINES
 
 _CUDA_S = 60.0
 """Longest that importing frameworks may take."""
@@ -79,7 +78,6 @@ def gpu_needs(
         _listed(devices()),
         _cuda((cuda_version or _cuda_version)()),
         _framework((framework_lack or _framework_lack)()),
-        _engine(root, which),
         _sharing(mps_daemon()),
     )
 
@@ -151,25 +149,6 @@ def _framework(lack: str) -> GpuNeed:
             "onnxruntime. Another framework is not looked at",
         )
     return GpuNeed("the stage's framework", "can use CUDA")
-
-
-def _engine(root: Path, which: Callable[[str], str | None]) -> GpuNeed:
-    """Only ``isolation="container"`` needs it."""
-    engine = next((name for name in ENGINES if which(name)), None)
-    if engine is None:
-        remedy = 'install podman or docker, if stages have isolation="container"'
-        return GpuNeed("container engine", "neither podman nor docker", remedy, optional=True)
-    specified = [file for folder in ("etc/cdi", "var/run/cdi") for file in (root / folder).glob("nvidia*")]
-    if engine == "podman" and not specified:
-        remedy = (
-            "install nvidia-container-toolkit and run `nvidia-ctk cdi generate --device-name-strategy=uuid "
-            "--output=/etc/cdi/nvidia.yaml`, again after each change of the driver"
-        )
-        return GpuNeed("container engine", "podman has no CDI specification of the devices", remedy, optional=True)
-    if engine == "docker" and which("nvidia-container-runtime-hook") is None:
-        remedy = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, and restart docker"
-        return GpuNeed("container engine", "docker finds no NVIDIA toolkit", remedy, optional=True)
-    return GpuNeed("container engine", engine)
 
 
 def _sharing(folder: Path | None) -> GpuNeed:

@@ -134,10 +134,6 @@ add_group(
 add_group(
     app,
     "sandbox",
-    "Look at the isolation of replicas: what this machine offers, what it withstands, what a stage lacks.",
-    (
-        (sandbox.check, "inferline-stream sandbox check"),
-        (sandbox.probe, "inferline-stream sandbox probe --level strict"),
-        (sandbox.audit, "inferline-stream sandbox audit reviews/topology.py --stage study"),
-    ),
+    "Look at the isolation of replicas: what this machine offers.",
+    ((sandbox.check, "inferline-stream sandbox check"),),
 )

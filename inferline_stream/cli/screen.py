@@ -258,9 +258,8 @@ def isolation_words(held: IsolationState | None) -> str:
     if held.level == "none":
         return "none"
     calls = "all calls" if held.system_calls is None else f"{held.system_calls} calls"
-    within = f" within {held.level}" if held.level != "sandbox" and held.level not in held.lacking else ""
     sealed = "sealed" if held.sealed == held.replicas else f"{held.sealed}/{held.replicas} sealed"
-    words = f"{sealed}{within}, {calls}"
+    words = f"{sealed}, {calls}"
     return f"[bold yellow]{words}: {'; '.join(held.missing)}[/]" if held.missing else words
 
 

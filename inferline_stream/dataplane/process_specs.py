@@ -37,8 +37,6 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     emulated_s: dict[int, float] | None = None
     """On emulated hardware: service time in seconds by batch size."""
     isolation: Isolation = Isolation("none")
-    audit: int = -1
-    """Descriptor of `isolation.audit`, where calls are looked at rather than refused."""
     purpose: Literal["run", "profile", "check"] = "run"
     """To be profiled it loads what says what events cost, too. To be checked it is only built, and the pipeline around
     the stage need not be valid."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ALLOW = 0x7FFF0000
-NOTIFY = 0x7FC00000
 KILL = 0x80000000
 _ERRNO = 0x00050000
 
@@ -74,9 +73,7 @@ def refused(number: int) -> int:
     return _ERRNO | number
 
 
-def compiled(
-    calls: Calls, machine: Architecture, *, errnos: Mapping[str, int], otherwise: int | None = None
-) -> tuple[Instruction, ...]:
+def compiled(calls: Calls, machine: Architecture, *, errnos: Mapping[str, int]) -> tuple[Instruction, ...]:
     """The filter that allows these calls.
 
     Another machine's calls end the process. Calls that are newer than the table do not exist, so that libraries fall
@@ -86,9 +83,8 @@ def compiled(
         calls: what is allowed; names that the machine lacks are left out.
         machine: whose numbers count.
         errnos: for calls refused otherwise than with EPERM.
-        otherwise: verdict on what is not allowed, in place of an error.
     """
-    denied = refused(errno.EPERM) if otherwise is None else otherwise
+    denied = refused(errno.EPERM)
     program = [
         Instruction(_LOAD, 0, 0, _MACHINE_AT),
         Instruction(_EQUAL, 1, 0, machine.audit),

@@ -45,7 +45,6 @@ class Confinement:
         scratch: folder of its own for temporary files; empty for none.
         kernels: folder of what the profile's replicas have compiled for its GPU, which it begins with a copy of; empty
             for none. It is not granted: no replica writes what another one runs.
-        audit: where to say that calls are looked at rather than refused, see `isolation.audit`; -1 otherwise.
     """
 
     isolation: Isolation
@@ -58,7 +57,6 @@ class Confinement:
     listens: tuple[int, ...] = ()
     scratch: str = ""
     kernels: str = ""
-    audit: int = -1
 
     @property
     def ports(self) -> tuple[int, ...]:

@@ -16,15 +16,8 @@ from inferline_stream.pipeline.isolation import Isolation
 
 _LIMITS = {"memory_bytes": resource.RLIMIT_DATA, "file_bytes": resource.RLIMIT_FSIZE, "files": resource.RLIMIT_NOFILE}
 
-
-_GVISORS_BUILD = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
-"""What gVisor's kernel has called itself in every release so far (google/gvisor, pkg/sentry/syscalls/linux)."""
-
 _LOOKS = 10
 """At the threads of a process that starts others meanwhile."""
-
-_KATAS_SHARE = "kataShared"
-"""Where the host's files come from in a guest of Kata Containers (kata-containers, mountGuestTag)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +61,6 @@ def look(confinement: Confinement) -> Enforced:
         missing.append("network: every TCP port may be reached")
     if int(kernel_calls.status("CapEff") or "1", 16) or kernel_calls.status("NoNewPrivs") != "1":
         missing.append("capabilities: not all are given up")
-    if isolation.level in ("gvisor", "kata") and not under(isolation.level, os.uname().version, _mounts()):
-        missing.append(f"{isolation.level}: nothing shows it, so the kernel may be the host's own")
     on = syscall_rules.machine()
     calls = None
     if on is not None and kernel_calls.status("Seccomp") == "2":
@@ -133,7 +124,7 @@ def unsealed(process: int, confinement: Confinement, *, forked: bool = False) ->
         OSError: the process cannot be looked at.
     """
     isolation = confinement.isolation
-    if not isolation.sandboxed or confinement.audit >= 0 or syscall_rules.machine() is None:
+    if not isolation.sandboxed or syscall_rules.machine() is None:
         return ""
     if isolation.executes and (left := _left_behind(process)):
         return f"{left}, which it has started, still runs"
@@ -175,27 +166,6 @@ def _lack(process: str, started: int, wanted: int, isolation: Isolation) -> str:
     if found >= wanted or (found < started and isolation.on_unsupported == "degrade"):
         return ""
     return f"it has {found} of {wanted} filters of system calls"
-
-
-def under(level: str, build: str, mounts: str) -> bool:
-    """Whether a process runs under that runtime, by what cannot be seen under another.
-
-    Args:
-        level: ``gvisor`` or ``kata``.
-        build: the kernel's version, as ``uname -v`` tells it.
-        mounts: the process's ``/proc/self/mountinfo``.
-    """
-    if level == "gvisor":
-        return build == _GVISORS_BUILD
-    return any(_KATAS_SHARE in line.split() for line in mounts.splitlines())
-
-
-def _mounts() -> str:
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _refused_files() -> bool:

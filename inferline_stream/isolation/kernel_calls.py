@@ -16,7 +16,7 @@ _SETPCAP = 8
 _NO_ROOT_LOCKED = 0b1111  # uid 0 gets no capabilities back, and neither switch can be turned again
 _CAPABILITY_VERSION = 0x20080522
 _SECCOMP_FILTER = 1
-_TSYNC, _NEW_LISTENER, _TSYNC_ESRCH = 1, 8, 16
+_TSYNC, _TSYNC_ESRCH = 1, 16
 
 _DESCRIBED_BYTES = 16
 _PRIVATE, _ANONYMOUS, _FIXED_NEW = 0x2, 0x20, 0x100000
@@ -61,22 +61,18 @@ def drop_capabilities() -> None:
     call("capset", header, nothing)
 
 
-def install_filter(program: Sequence[bpf.Instruction], *, listen: bool = False) -> int:
+def install_filter(program: Sequence[bpf.Instruction]) -> None:
     """Put every thread of this process under a filter; needs `SET_NO_NEW_PRIVS`.
 
     Args:
         program: the filter.
-        listen: whether calls with the verdict `bpf.NOTIFY` have to be answered by another process.
-
-    Returns:
-        With ``listen``, the file descriptor that they are read from.
 
     Raises:
         OSError: the kernel refused; with ESRCH, a thread has a filter of its own already.
     """
     code = ctypes.create_string_buffer(bpf.encoded(program))
     described = ctypes.create_string_buffer(_described(len(program), ctypes.addressof(code)))
-    return _install(ctypes.addressof(described), _TSYNC | _TSYNC_ESRCH | (_NEW_LISTENER if listen else 0))
+    _install(ctypes.addressof(described), _TSYNC | _TSYNC_ESRCH)
 
 
 def fix_filter(program: Sequence[bpf.Instruction]) -> bool:
@@ -112,11 +108,11 @@ def _described(instructions: int, at: int) -> bytes:
     return struct.pack("<HxxxxxxQ", instructions, at)
 
 
-def _install(described: int, flags: int) -> int:
+def _install(described: int, flags: int) -> None:
     on = syscall_rules.machine()
     assert on is not None, "only a known machine has a program"
     given = (ctypes.c_long(_SECCOMP_FILTER), ctypes.c_long(flags), ctypes.c_void_p(described))
-    return _checked(_LIBC.syscall(ctypes.c_long(on.numbers["seccomp"]), *given))
+    _checked(_LIBC.syscall(ctypes.c_long(on.numbers["seccomp"]), *given))
 
 
 def status(key: str, process: str = "self") -> str | None:

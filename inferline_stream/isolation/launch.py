@@ -5,7 +5,6 @@ Of NVIDIA's driver: which node must be made before a confined process starts.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import shutil
@@ -18,9 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from inferline_stream.isolation import bootstrap, limits
-from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import Confinement
-from inferline_stream.isolation.containers import RUNTIMES, Container
 from inferline_stream.isolation.name_service import NameService
 from inferline_stream.settings import kafka_security
 
@@ -35,16 +32,12 @@ class Launch:
         cores: how many it may use; numeric libraries learn it, too.
         pinned: the only cores it may run on; empty for all.
         orphaned: what it is sent when this process has ended.
-        audit: watches it rather than confining it; closed with this.
         forks: whether it is a parent that replicas are forked from.
         devices: UUIDs of the GPUs that it may use; None for those that this process may use.
         nodes: of theirs, below ``/dev``; None for all, where that is not known.
         also: further variables of its environment.
         kernels: folder of what is compiled for its GPU, see `Confinement`; empty for none.
         profiled: whether what it compiles is kept there.
-
-    Raises:
-        InvalidInput: the isolation is a container, and this machine has no engine.
     """
 
     def __init__(
@@ -55,7 +48,6 @@ class Launch:
         cores: float,
         pinned: Collection[int] = (),
         orphaned: signal.Signals = signal.SIGKILL,
-        audit: Audit | None = None,
         forks: bool = False,
         devices: Sequence[str] | None = None,
         nodes: tuple[str, ...] | None = None,
@@ -63,13 +55,11 @@ class Launch:
         kernels: str = "",
         profiled: bool = False,
     ) -> None:
-        self._container: Container | None = None
         self._names: NameService | None = None
         self._scratch = self._kept = ""
         self._cores = cores
         self._process = 0
-        self._audit = audit
-        self.files = () if audit is None else audit.files
+        self.files: tuple[int, ...] = ()
         """Descriptors that it inherits."""
         within = None
         arguments = []
@@ -77,19 +67,12 @@ class Launch:
             if confinement.isolation.scratch or confinement.gpu:  # for what CUDA compiles
                 self._scratch = tempfile.mkdtemp(prefix="inferline-")
             within = replace(confinement, scratch=self._scratch)
-        if within is not None and within.isolation.level in RUNTIMES and within.audit < 0:
-            self.confinement = within
-            environment = bootstrap.environment(cores, within, os.environ, devices)
-            made = Container(module, within, cores=cores, pinned=pinned, environment=environment, devices=devices or ())
-            # Nothing is inherited: hosts are looked up before the seal, and the end of standard input says the rest.
-            self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
-            return
         if within is not None and within.gpu and devices is not None:
             within = replace(within, nodes=nodes, kernels=kernels)
             self._kept = kernels if profiled else ""
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
             self._names = NameService(kafka_security().sasl_oauthbearer_token_program)
-            self.files = (*self.files, self._names.theirs.fileno())
+            self.files = (self._names.theirs.fileno(),)
             arguments = [str(self._names.theirs.fileno())]
         self.confinement = confinement if within is None else within
         """As its environment says, its own folder included."""
@@ -101,8 +84,6 @@ class Launch:
         self._process = process
         if self._shares:
             limits.begin_share(process)  # before it has helpers
-        if self._audit is not None:
-            self._audit.watch(process)
         if self._names is not None:
             self._names.theirs.close()
 
@@ -121,8 +102,8 @@ class Launch:
 
     @property
     def _shares(self) -> bool:
-        """Whether it has less than a core, which is ours to hold: an engine holds a container's."""
-        return 0 < self._cores < 1 and self._container is None
+        """Whether it has less than a core, which is ours to hold."""
+        return 0 < self._cores < 1
 
     @property
     def overran(self) -> str:
@@ -135,15 +116,8 @@ class Launch:
         """It has ended, or was never started."""
         if self._names is not None:
             self._names.close()
-        if self._audit is not None:
-            self._audit.close()
         if self._process:
             limits.leave_groups(self._process)
-        if self._container is not None:
-            removing = self._container.remove
-            asyncio.get_running_loop().run_in_executor(
-                None, lambda: subprocess.run(removing, check=False, capture_output=True)
-            )
         if self._kept:
             try:
                 bootstrap.keep_compiled(self._scratch, self._kept)

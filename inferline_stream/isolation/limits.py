@@ -116,7 +116,7 @@ def hold_share(process: int, cores: float) -> bool:
     folder, unified = _cpu_group()
     if folder is None:
         return False
-    period_us, quota_us = share_us(cores)
+    period_us, quota_us = _share_us(cores)
     settings: dict[str, int | str] = (
         {"cpu.max": f"{quota_us} {period_us}"}
         if unified
@@ -125,7 +125,7 @@ def hold_share(process: int, cores: float) -> bool:
     return _join(folder / _name(process), process, settings)
 
 
-def share_us(cores: float) -> tuple[int, int]:
+def _share_us(cores: float) -> tuple[int, int]:
     """Return a period, and what of it is a share of a core, in microseconds."""
     period_us = max(PERIOD_US, math.ceil(_LEAST_QUOTA_US / cores))
     return period_us, round(cores * period_us)
@@ -204,7 +204,7 @@ def cores_here() -> float:
 
 def unbounded_memory(isolation: Isolation) -> str:
     """What would escape the memory that a stage declares, in words, on this machine; empty if nothing."""
-    if isolation.level != "sandbox" or isolation.memory_mb is None:  # a container's engine makes its group
+    if not isolation.sandboxed or isolation.memory_mb is None:
         return ""
     folder, _ = own_group("memory")
     return "" if folder is not None and os.access(folder, os.W_OK) else _escaping(isolation.memory_mb)

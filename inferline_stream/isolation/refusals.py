@@ -15,6 +15,8 @@ from typing import Any
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.pipeline.topology import is_asynchronous
 
+_GRANTED = "what a stage needs beside its code is granted by the fields of Isolation"
+
 
 class Refusals:
     """Explains refusals to one process, as notes on the errors that they cause.
@@ -99,9 +101,9 @@ class Refusals:
             if error.errno == errno.EACCES and isinstance(self._address, tuple):
                 port = self._address[1]
                 return f"the stage may not connect to TCP port {port}: write {self._line(ports=[port])}"
-            return f"the sandbox refuses it: {error.strerror}; see what the stage needs with `sandbox audit`"
+            return f"the sandbox refuses it: {error.strerror}; {_GRANTED}"
         if "ermission denied" in str(error) or "not permitted" in str(error):
-            return "the sandbox refuses it; see which file or call the stage needs with `sandbox audit`"
+            return f"the sandbox refuses it; {_GRANTED}"
         return ""
 
     def _of_file(self, path: str | bytes | int) -> str:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Collection, Iterator
 
 from inferline_stream.errors import InvalidInput
-from inferline_stream.isolation import audit, enforced, kernel_calls, landlock, limits, paths, syscall_rules
+from inferline_stream.isolation import enforced, kernel_calls, landlock, limits, paths, syscall_rules
 from inferline_stream.isolation.bpf import Architecture, Calls
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
@@ -56,10 +56,6 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
     if on is None:
         return
     kernel_calls.prctl(kernel_calls.SET_NO_NEW_PRIVS, 1)
-    if confinement.audit >= 0:
-        listener = kernel_calls.install_filter(audit.program(on), listen=True)
-        os.write(confinement.audit, str(listener).encode())
-        return
     kernel_calls.drop_capabilities()
     # A fork finds what it needs in a folder of /proc that is not there yet; others' secrets stay closed even so.
     processes = [landlock.PathGrant("/proc")] if forks else []
@@ -108,8 +104,6 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
     """
     isolation = confinement.isolation
     on = syscall_rules.machine()
-    if confinement.audit >= 0:
-        return enforced.look_again(Enforced(isolation.level), 0)
     before = enforced.look(confinement)
     if isolation.sandboxed and not confinement.kafka_ports:
         _close_sockets(confinement, keep)

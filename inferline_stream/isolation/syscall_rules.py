@@ -298,11 +298,10 @@ def machine() -> bpf.Architecture | None:
     return MACHINES.get(platform.machine()) if platform.system() == "Linux" else None
 
 
-def program(calls: Calls, on: bpf.Architecture, otherwise: int | None = None) -> tuple[bpf.Instruction, ...]:
+def program(calls: Calls, on: bpf.Architecture) -> tuple[bpf.Instruction, ...]:
     """The filter for a set of calls."""
     # As if no daemon listened: a driver does without, and one that may not ask for it might not.
-    errnos = {**ERRNOS, "connect": errno.ENOENT} if otherwise is None else ERRNOS
-    return bpf.compiled(calls, on, errnos=errnos, otherwise=otherwise)
+    return bpf.compiled(calls, on, errnos={**ERRNOS, "connect": errno.ENOENT})
 
 
 def reachable(calls: Calls, on: bpf.Architecture) -> int:

@@ -61,11 +61,6 @@ class IsolationState:
         "stage_isolation_missing", "Kinds of isolation that are declared and do not hold.", ()
     )
 
-    @property
-    def lacking(self) -> frozenset[str]:
-        """The kinds of isolation that are missing, a runtime among them; what `missing` says before its colons."""
-        return frozenset(lack.partition(":")[0] for lack in self.missing)
-
 
 class NodeState(NamedTuple):
     """What a stage has on one node of a cluster: dispatchers that serve, and replicas that are ready."""

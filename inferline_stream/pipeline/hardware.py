@@ -82,7 +82,8 @@ class Hardware:
             discovery: clouds have labels of their own, e.g. ``{"cloud.google.com/gke-accelerator": "nvidia-l4"}``.
         device_class: on Kubernetes, the DeviceClass whose devices a replica claims (dynamic resource allocation), in
             the place of NVIDIA's device plugin; empty for that.
-        runtime_class: on Kubernetes, the RuntimeClass of its pods, where nodes need one for GPUs, e.g. ``"nvidia"``.
+        runtime_class: on Kubernetes, the RuntimeClass of its pods: ``"nvidia"`` where nodes need it for GPUs, or the
+            one of gVisor or Kata Containers.
         spot: what it costs as spot capacity, which is a kind of its own: ``t4-spot`` of ``t4``.
         asleep_per_hour: dollars per replica and hour while the model server that it asks sleeps, and others have its
             device; None where it costs as much as awake.

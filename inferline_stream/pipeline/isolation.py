@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from inferline_stream.pipeline.units import is_whole
 
-LEVELS = ("none", "sandbox", "container", "gvisor", "kata")
+LEVELS = ("none", "sandbox")
+RUNTIME_CLASSES = ("container", "gvisor", "kata")
+"""Names that are no level, because the cluster runs a pod in a container."""
+
 SEALS = ("strict", "imports", "off")
 UNSUPPORTED = ("fail", "degrade")
 
@@ -24,8 +27,7 @@ class Isolation:
     ports and nothing else; before its first record it gives up all but the few system calls that moving records takes.
 
     Args:
-        level: ``"none"``; ``"sandbox"``, in which a replica seals itself; or ``"container"``, ``"gvisor"`` and
-            ``"kata"``, which put the sealed replica into a container with that runtime.
+        level: ``"none"``, or ``"sandbox"``, in which a replica seals itself.
         reads: files and folders it may read beside code, from the topology's folder where relative; ``~`` is home.
         writes: files and folders it may read and write.
         executes: programs, and folders of them, that it may run before the seal, confined as it is: compilers. None of
@@ -45,8 +47,7 @@ class Isolation:
         volumes: folders with weights or other data, ``"NAME:/path"`` each, which it may read. On Kubernetes the
             PersistentVolumeClaim NAME is mounted at the path; elsewhere the path is there already.
         shm_mb: size of ``/dev/shm``, in MiB, which frameworks share tensors between their processes with; it counts as
-            memory. None for what a container has by itself, 64 MiB; on a machine that is the machine's own.
-        image: of containers; needs Python and this package.
+            memory. None for what a pod has by itself, 64 MiB; on a machine that is the machine's own.
 
     Raises:
         ValueError: a word, port or number that cannot be.
@@ -68,9 +69,10 @@ class Isolation:
     on_unsupported: str = "fail"
     volumes: tuple[str, ...] = ()
     shm_mb: int | None = None
-    image: str = "inferline-stream"
 
     def __post_init__(self) -> None:
+        if self.level in RUNTIME_CLASSES:
+            raise ValueError(no_level(self.level))
         for name, known in (("level", LEVELS), ("seal", SEALS), ("on_unsupported", UNSUPPORTED)):
             if getattr(self, name) not in known:
                 raise ValueError(f"isolation {name} {getattr(self, name)!r} is none of {', '.join(known)}")
@@ -94,7 +96,7 @@ class Isolation:
 
     @property
     def sandboxed(self) -> bool:
-        """Whether a replica seals itself; it does within containers too."""
+        """Whether a replica seals itself."""
         return self.level != "none"
 
     @property
@@ -103,6 +105,14 @@ class Isolation:
         for volume in self.volumes:
             name, _, path = volume.partition(":")
             yield name, path
+
+
+def no_level(name: str) -> str:
+    """Return why one of `RUNTIME_CLASSES` is refused, and what to write instead."""
+    return (
+        f"isolation {name!r} is no level: write isolation='sandbox', and for pods in gVisor or Kata Containers name "
+        "the cluster's RuntimeClass, Hardware(..., runtime_class='gvisor')"
+    )
 
 
 def isolation_of(declared: str | Isolation) -> Isolation:

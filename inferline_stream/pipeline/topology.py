@@ -184,8 +184,8 @@ class Stage:
         standby: replicas beyond those that work, with the model loaded and nothing to do: one of them takes
             over within 0.1 s where another has died. They cost what any replica costs, and stay while a stage with
             ``idle`` sleeps: for less where their model server sleeps, too.
-        isolation: how far its replicas are kept from what is not theirs: a level (``"none"``, ``"sandbox"``,
-            ``"container"``, ``"gvisor"``, ``"kata"``), or an `Isolation` that says what they may touch.
+        isolation: how far its replicas are kept from what is not theirs: a level (``"none"``, ``"sandbox"``), or
+            an `Isolation` that says what they may touch.
         takes: type of an event, for a stage given by name; others have it from their annotations. By default the
             plain values of the JSON: dicts, lists, strings, numbers; at a join a dict with one entry per parent.
         returns: type of a result, for a stage given by name.

@@ -34,7 +34,7 @@ from inferline_stream.pipeline.hardware import (
     divided,
 )
 from inferline_stream.pipeline.idle import problems_of_idle
-from inferline_stream.pipeline.isolation import LEVELS, Isolation
+from inferline_stream.pipeline.isolation import LEVELS, RUNTIME_CLASSES, Isolation, no_level
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names, nearest, problems_of_name
 from inferline_stream.pipeline.schedule import problems_of_schedule
@@ -249,7 +249,9 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
                 yield f"{name}: {error}"
     yield from _of_emulation(stage, kinds)
     isolation: Any = stage.isolation
-    if isinstance(isolation, str) and isolation not in LEVELS:
+    if isinstance(isolation, str) and isolation in RUNTIME_CLASSES:
+        yield no_level(isolation)
+    elif isinstance(isolation, str) and isolation not in LEVELS:
         yield f"unknown isolation {isolation!r}{nearest(isolation, LEVELS)}"
     elif not isinstance(isolation, str | Isolation):
         yield f"isolation {isolation!r} is neither a level ({', '.join(LEVELS)}) nor an Isolation"

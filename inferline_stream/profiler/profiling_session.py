@@ -280,7 +280,7 @@ class ProfilingSession:
                 profile, note, node = await self._emulated(stage, kind), "", ""
             else:
                 profile, note, node = await self._of_products(stage, kind, there=there)
-            if not there and stage.confined.level == "sandbox" and stage.confined.forked and not kind.gpus:
+            if not there and stage.confined.sandboxed and stage.confined.forked and not kind.gpus:
                 start_up_s = await self._forked_start_up_s(stage, kind) or profile.start_up_s
                 profile = replace(profile, start_up_s=start_up_s)
         for why in (note, useless(profile), "" if there else disturbance(kind, profile.waited_share)):

@@ -9,12 +9,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica
@@ -25,7 +24,6 @@ from inferline_stream.actuators.nvml import used_bytes
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.isolation import limits
-from inferline_stream.isolation.audit import Audit
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names
@@ -68,19 +66,16 @@ class ThisHost:
     the rest of the device busy all the time. However busy a plan keeps each, none then gets less than was measured.
 
     Args:
-        audits: see `Children`.
-        devices: likewise.
+        devices: see `Children`.
         make_room: called where a replica waits for a device; ends another one that has one, and returns whether it has.
     """
 
     def __init__(
         self,
         *,
-        audits: Mapping[str, Audit] = MappingProxyType({}),
         devices: tuple[Device, ...] | None = None,
         make_room: Callable[[], Awaitable[bool]] = _no_room,
     ) -> None:
-        self._audits = audits
         self._devices = devices
         self._make_room = make_room
         self._children: Children | None = None
@@ -95,9 +90,7 @@ class ThisHost:
                 yield supervisor
 
     def _made(self, folder: Path, ended: Ended, heard: Heard) -> Children:
-        self._children = Children(
-            folder, ended, heard, devices=self._devices, dispatcher_module=MODULE, audits=self._audits
-        )
+        self._children = Children(folder, ended, heard, devices=self._devices, dispatcher_module=MODULE)
         return self._children
 
     def forks(self, spec: ReplicaSpec) -> bool | None:

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 from inferline_stream.isolation import syscall_rules
-from inferline_stream.isolation.probes import Probed, probe
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.benchmarks._figures import Figures
 from tests.support.director import Director
+from tests.support.probes import Probed, probe
 
 _TOPOLOGY = '''
 """Models of scikit-learn and onnxruntime, imported where the stage is built, as the examples do."""

@@ -69,7 +69,7 @@ def spec(hardware: str, level: str = "none", **fields: Any) -> ReplicaSpec:
 def stage(name: str, ports: tuple[int, ...] = (), of: Cluster = OURS.cluster) -> list[dict[str, Any]]:
     """Everything that the controller makes of a stage, its replicas on four kinds."""
     made = StageManifests("moderation", name, of)
-    kinds = [("cpu-0.25", "sandbox"), ("t4", "gvisor"), ("a100-1g.10gb", "kata"), ("emulated-cpu", "none")]
+    kinds = [("cpu-0.25", "sandbox"), ("t4", "sandbox"), ("a100-1g.10gb", "sandbox"), ("emulated-cpu", "none")]
     return [
         *made.credential_secrets(Credential({"own.pem": b"x"}, {"own.pem": b"y"})),
         *made.network_policies(ports),

@@ -124,7 +124,7 @@ def _parts(texts: list[str], size: int) -> list[list[str]]:
     return [texts[start : start + size] for start in range(0, len(texts), size)]
 
 
-# What a driver needs of the kernel is not audited: replicas on a GPU keep to files and ports, and say so. On cores,
+# What a driver needs of the kernel is not known: replicas on a GPU keep to files and ports, and say so. On cores,
 # PyTorch compiles what it computes with (oneDNN).
 sandbox = Isolation("sandbox", reads=(str(POSTS),), scratch=True, file_mb=512, jit=True, on_unsupported="degrade")
 DEVICES = ["t4", "l4", "a10g", "l40s", "a100", "h100", "h200"]

@@ -165,8 +165,8 @@ class StageManifests:
         if hardware.gpus:
             # Nodes with GPUs are commonly kept free of all that needs none.
             pod["tolerations"] += [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-        if runtime_class := isolation.level if isolation.level in ("gvisor", "kata") else hardware.runtime_class:
-            pod["runtimeClassName"] = runtime_class
+        if hardware.runtime_class:
+            pod["runtimeClassName"] = hardware.runtime_class
         if hardware.device_class:
             pod["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": self._claim_name(hardware)}]
             container["resources"]["claims"] = [{"name": "gpu"}]

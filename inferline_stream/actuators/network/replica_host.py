@@ -18,7 +18,6 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -42,9 +41,7 @@ from inferline_stream.actuators.network.host_link import (
 )
 from inferline_stream.dataplane.process_specs import REPLICA_MODULE, ReplicaSpec
 from inferline_stream.errors import InferlineError
-from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.settings import HOST_NAME, HOST_SPEC, host_given, host_node
 
 logger = logging.getLogger(__name__)
@@ -317,13 +314,6 @@ class ReplicaHostSpec(msgspec.Struct, frozen=True):
     """Folder of the replicas' credential."""
 
 
-def _within(isolation: Isolation) -> Isolation:
-    """A replica's isolation inside the container that it may have asked for: there it seals itself as far as it can."""
-    if isolation.level not in RUNTIMES:
-        return isolation
-    return replace(isolation, level="sandbox", on_unsupported="degrade")
-
-
 async def run(name: str, spec: ReplicaHostSpec, module: str = REPLICA_MODULE) -> int:
     """Run the replica to its end, or wait where this host has had its replica; returns the exit code."""
     loop, life = asyncio.get_running_loop(), Path(spec.life)
@@ -336,7 +326,7 @@ async def run(name: str, spec: ReplicaHostSpec, module: str = REPLICA_MODULE) ->
         await going.wait()
         return 0
     begun.touch()
-    replica = msgspec.structs.replace(spec.replica, replica=name, isolation=_within(spec.replica.isolation))
+    replica = msgspec.structs.replace(spec.replica, replica=name)
     context, logs, ready = replica_context(Path(spec.credential)), life / "logs", (life / "ready").touch
     host = ReplicaHost(replica, host_node(), [spec.dispatcher], context, logs, ready=ready, module=module)
     loop.add_signal_handler(signal.SIGTERM, host.leave)

@@ -76,8 +76,8 @@ def rate(findings: list[Findings]) -> list[Rating]:
 # `emulated` declares service times by batch size: here, batches of 8 take three times as long as single events.
 #
 # Replicas seal themselves before their first record: a stage reads its code and nothing else, writes nothing, reaches
-# Kafka alone. What else it needs is granted here, e.g. reads=["model.onnx"] or ports=[6379];
-# `inferline-stream sandbox audit topology.py` finds out. Without on_unsupported="degrade" an older kernel is an error.
+# Kafka alone. What else it needs is granted here, e.g. reads=["model.onnx"] or ports=[6379]; the error of a stage that
+# was refused something says what to write. Without on_unsupported="degrade" an older kernel is an error.
 sandbox = Isolation("sandbox", on_unsupported="degrade")
 
 parse_stage = Stage(

@@ -26,7 +26,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TextIO, cast
 
@@ -157,7 +157,7 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage,
         weighs = spec.purpose == "profile"
         code = code or StageCode(load_topology(spec.topology), spec.stage, spec.topology, weighs=weighs)
         run, other, emulated = code.run, code.fallback, code.emulated
-    confinement = replace(confined(spec.isolation, spec.topology, spec.hardware), audit=spec.audit)
+    confinement = confined(spec.isolation, spec.topology, spec.hardware)
     refusals = Refusals(confinement)
     loop = new_event_loop() if is_asynchronous(run) else None
 

@@ -19,8 +19,7 @@ export function isolationOf(held) {
   if (!held) return "isolation not reported yet";
   if (held.level === "none") return "no isolation";
   const sealed = held.sealed === held.replicas ? "sealed" : `${held.sealed} of ${held.replicas} sealed`;
-  const within = held.level === "sandbox" || held.missing.some((lack) => lack.startsWith(`${held.level}:`)) ? "" : ` within ${held.level}`;
-  return [`${sealed}${within}`, held.system_calls === null ? "all system calls" : `${held.system_calls} system calls`, ...held.missing].join(", ");
+  return [sealed, held.system_calls === null ? "all system calls" : `${held.system_calls} system calls`, ...held.missing].join(", ");
 }
 
 export function wordsOf(stage) {

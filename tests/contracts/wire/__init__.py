@@ -88,7 +88,6 @@ FILLED: tuple[Any, ...] = (
         hardware=Hardware("cpu-1", 0.1, 1.0, 0.0, None, 4),
         emulated_s={1: 0.02},
         isolation=Isolation("sandbox", scratch=True),
-        audit=9,
         purpose="profile",
         image="p:2",
         fallback_s={1: 0.01},

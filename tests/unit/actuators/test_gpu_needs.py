@@ -19,7 +19,7 @@ def looked_at(
     root: Path,
     *,
     devices: tuple[Device, ...] = (L4,),
-    programs: Collection[str] = ("podman", "nvidia-modprobe"),
+    programs: Collection[str] = ("nvidia-modprobe",),
     cuda: int = 13000,
     lack: str = "",
     mps: bool = True,
@@ -37,8 +37,8 @@ def looked_at(
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A machine with one GPU, its driver and podman."""
-    for name in ("dev/nvidiactl", "dev/nvidia0", "dev/nvidia-uvm", "etc/cdi/nvidia.yaml"):
+    """A machine with one GPU and its driver."""
+    for name in ("dev/nvidiactl", "dev/nvidia0", "dev/nvidia-uvm"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
@@ -61,7 +61,6 @@ def test_a_machine_that_has_everything_lacks_nothing_and_says_what_it_has(root: 
         ("proc/driver/nvidia/version", "driver", "modprobe nvidia"),
         ("dev/nvidia0", "device nodes", "nvidia-modprobe -c=0"),
         ("dev/nvidia-uvm", "unified memory", "nvidia-modprobe -u -c=0"),
-        ("etc/cdi/nvidia.yaml", "container engine", "nvidia-ctk cdi generate"),
     ],
 )
 def test_a_file_that_is_missing_is_one_need_with_its_remedy(gone: str, name: str, remedy: str, root: Path) -> None:
@@ -77,8 +76,6 @@ def test_a_file_that_is_missing_is_one_need_with_its_remedy(gone: str, name: str
         ({"devices": ()}, "NVML", "libnvidia-ml.so.1"),
         ({"cuda": 0}, "CUDA", "libcuda1"),
         ({"lack": "torch.cuda.is_available() is false"}, "the stage's framework", "pip install onnxruntime-gpu"),
-        ({"programs": ("docker",)}, "container engine", "nvidia-ctk runtime configure"),
-        ({"programs": ()}, "container engine", "install podman or docker"),
         ({"mps": False}, "sharing", "nvidia-cuda-mps-control -d"),
     ],
 )
@@ -90,10 +87,10 @@ def test_what_a_library_or_a_program_lacks_is_one_need_with_its_remedy(
     assert remedy in found[name].remedy
 
 
-def test_only_containers_need_an_engine_and_only_shares_a_daemon(root: Path) -> None:
+def test_only_shares_need_a_daemon(root: Path) -> None:
     assert [need.name for need in looked_at(root).values() if need.optional] == []
-    lacking = looked_at(root, programs=(), mps=False)
-    assert [need.name for need in lacking.values() if need.optional] == ["container engine", "sharing"]
+    lacking = looked_at(root, mps=False)
+    assert [need.name for need in lacking.values() if need.optional] == ["sharing"]
 
 
 def test_nothing_at_all_is_every_need_and_the_guide_has_each(tmp_path: Path) -> None:
@@ -105,7 +102,7 @@ def test_nothing_at_all_is_every_need_and_the_guide_has_each(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("given", "code"),
-    [({}, 0), ({"programs": (), "mps": False}, 0), ({"cuda": 0}, 3), ({"devices": (), "mps": False}, 3)],
+    [({}, 0), ({"mps": False}, 0), ({"cuda": 0}, 3), ({"devices": (), "mps": False}, 3)],
 )
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_the_command_names_what_is_missing_with_its_remedy_and_fails_for_what_every_stage_needs(

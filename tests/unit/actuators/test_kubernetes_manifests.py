@@ -131,13 +131,6 @@ def test_a_replicas_pod_has_no_right_in_the_cluster_and_none_on_its_node() -> No
     assert "envFrom" not in container, "Kafka's password is for dispatchers"
 
 
-def test_a_level_beyond_the_sandbox_is_the_clusters_runtime_of_that_name() -> None:
-    for level, runtime in (("none", None), ("sandbox", None), ("gvisor", "gvisor"), ("kata", "kata")):
-        spec = msgspec.structs.replace(template("a", "cpu-1"), isolation=Isolation(level))
-        pod = pod_of(spec)
-        assert pod.get("runtimeClassName") == runtime
-
-
 def test_what_a_pod_may_use_is_limited_by_what_its_stage_declares() -> None:
     spec = msgspec.structs.replace(
         template("a", "cpu-1"), isolation=Isolation(memory_mb=512, scratch=True, file_mb=100)
@@ -190,10 +183,8 @@ def test_devices_of_a_class_are_claimed_by_each_pod_and_no_resource_of_a_plugin_
     assert pod_of(other)["resourceClaims"] != pod["resourceClaims"], "a template cannot be changed"
 
 
-def test_pods_have_the_runtime_class_of_their_kind_unless_their_isolation_is_one() -> None:
-    kind = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4", runtime_class="nvidia")
-    made = [
-        pod_of(ReplicaSpec("", "a", "/app/topology.py", kind, isolation=Isolation(level))).get("runtimeClassName")
-        for level in ("sandbox", "gvisor")
-    ]
-    assert made == ["nvidia", "gvisor"]
+@pytest.mark.parametrize("runtime_class", ["", "nvidia", "gvisor"])
+def test_pods_have_the_runtime_class_of_their_kind(runtime_class: str) -> None:
+    kind = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4", runtime_class=runtime_class)
+    pod = pod_of(ReplicaSpec("", "a", "/app/topology.py", kind, isolation=Isolation()))
+    assert pod.get("runtimeClassName", "") == runtime_class

@@ -14,9 +14,9 @@ import pytest
 from inferline_stream.isolation import paths, syscall_rules
 from inferline_stream.isolation.bpf import ALLOW, Architecture, refused, verdict
 from inferline_stream.isolation.confinement import Confinement
-from inferline_stream.isolation.probes import probe
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.confined_code import GPU, run
+from tests.support.probes import probe
 from tests.support.sandbox import needs_sandbox
 
 ME = 4711

@@ -15,13 +15,14 @@ import pytest
 from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import bootstrap, landlock, limits
 from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.escape_attempts import ATTEMPTS
+from inferline_stream.isolation.kernel_features import kernel_features
 from inferline_stream.isolation.limits import unbounded_memory
-from inferline_stream.isolation.probes import kernel_features, probe
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.confined_code import run
+from tests.support.escape_attempts import ATTEMPTS
+from tests.support.probes import probe
 from tests.support.sandbox import needs_sandbox
 
 pytestmark = needs_sandbox
@@ -301,7 +302,7 @@ def test_memory_that_processes_share_is_reported_as_missing_where_no_control_gro
 def test_without_control_groups_a_declared_limit_of_memory_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "own_group", lambda controller: (None, False))
     assert "shared mappings escape memory_mb=200" in unbounded_memory(Isolation(memory_mb=200))
-    assert unbounded_memory(Isolation()) == unbounded_memory(Isolation("container", memory_mb=200)) == ""
+    assert unbounded_memory(Isolation()) == unbounded_memory(Isolation("none", memory_mb=200)) == ""
     assert "missing: memory_mb holds for each process alone" in kernel_features()["control groups"]
 
 
@@ -387,6 +388,12 @@ def test_an_isolation_that_cannot_be_is_refused_at_once() -> None:
     ):
         with pytest.raises(ValueError, match="isolation"):
             Isolation(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", ["container", "gvisor", "kata"])
+def test_a_runtime_of_the_cluster_is_no_level_and_the_refusal_says_where_to_name_it(level: str) -> None:
+    with pytest.raises(ValueError, match=rf"isolation '{level}' is no level: .*runtime_class="):
+        Isolation(level)
 
 
 async def test_a_process_that_cannot_be_isolated_says_so_rather_than_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from inferline_stream.profiler import this_host
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
-from inferline_stream.profiler.stage_audit import audit_pipeline
 from inferline_stream.profiler.topology_check import building_problems
 from inferline_stream.settings import Settings
 from tests.support.fake_nvml import Locked, install
@@ -97,13 +96,3 @@ async def test_each_product_of_a_machine_that_has_several_of_one_kind_is_measure
     profile = measured.profiles["embed", "a100"]
     assert profile.products == models
     assert profile.service_times[0].mean_s >= 0.03
-
-
-@pytest.mark.parametrize(("gpus", "lock"), [(2, "LOCK_EX"), (1, "LOCK_SH")])
-async def test_an_audit_gives_each_stage_a_device_of_its_own_where_there_are_enough_and_else_a_shared_one(
-    gpus: int, lock: str, topology: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    topology.write_text(TOPOLOGY.replace("LOCK_EX", lock))
-    install(monkeypatch, [Locked(topology.parent, f"GPU-{n}", taken=TAKEN) for n in range(gpus)])
-    found = await audit_pipeline(load_topology(topology), topology, EVENTS, Settings(start_timeout_s=30.0))
-    assert [audited.stage for audited in found] == ["embed", "rank"]

@@ -1,4 +1,4 @@
-"""What this machine isolates: its kernel's features, and the attempts to escape that a process at one level makes."""
+"""Runs the attempts to escape in a process that is isolated as a replica is."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from inferline_stream.errors import InvalidInput
-from inferline_stream.isolation import kernel_calls, landlock, limits, syscall_rules
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
-from inferline_stream.isolation.escape_attempts import Attempt, Targets
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support import escape_attempts
+from tests.support.escape_attempts import Attempt, Targets
 
 _WITHIN_S = 30.0
-_PASSWORD_VARIABLE = "INFERLINE_KAFKA_SASL_PASSWORD"  # noqa: S105  the variable's name
+_PASSWORD_VARIABLE = "INFERLINE_KAFKA_SASL_PASSWORD"
 _VICTIM = (
     "import ctypes, sys; kept = ctypes.create_string_buffer(b's'); "
     "print(ctypes.addressof(kept), flush=True); sys.stdin.read()"
@@ -67,13 +67,13 @@ async def probe(isolation: Isolation, *, gpu: bool = False) -> Probed:
     async with _targets(password) as (targets, topology):
         with _password(password):
             confinement = Confinement(isolation, topology, gpu=gpu)
-            launch = Launch("inferline_stream.isolation.escape_attempts", confinement, cores=1)
+            launch = Launch("escape_attempts", confinement, cores=1)
         process = await asyncio.create_subprocess_exec(
             *launch.command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=launch.environment,
+            env={**launch.environment, "PYTHONPATH": os.path.dirname(topology)},
             pass_fds=(*launch.files, targets.inherited),
         )
         launch.started(process.pid)
@@ -104,6 +104,7 @@ async def _targets(password: str) -> AsyncIterator[tuple[Targets, str]]:
         (root / "open").mkdir(mode=0o777)
         (root / "model").write_text("weights of another stage")
         (stage / "another.py").write_text("# code of another stage")
+        shutil.copy(escape_attempts.__file__, stage)
         name = f"inferline-{secrets.token_hex(8)}"
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -157,35 +158,3 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.communicate()
-
-
-def kernel_features() -> dict[str, str]:
-    """Each ability by name, and what there is of it."""
-    name = os.uname()
-    on = syscall_rules.machine()
-    version = landlock.abi() if on is not None else 0
-    files = "files" if version else "nothing"
-    found = {
-        "system": f"{name.sysname} {name.release} {name.machine}",
-        "Landlock": f"version {version}: {files}"
-        + (", TCP ports" if version >= landlock.NETWORK_ABI else "")
-        + (", signals and abstract sockets" if version >= landlock.SCOPE_ABI else ""),
-        "seccomp": "filters" if kernel_calls.status("Seccomp") is not None else "none",
-    }
-    if on is not None:
-        own = os.getpid()
-        sealed, imports = syscall_rules.sealed(own), syscall_rules.sealed(own, imports=True)
-        counts = [syscall_rules.reachable(calls, on) for calls in (syscall_rules.launching(own), imports, sealed)]
-        found["system calls"] = "{} of {} while starting, {} with imports, {} sealed".format(
-            counts[0], len(on.numbers), *counts[1:]
-        )
-    groups = [
-        controller
-        for controller in ("memory", "pids")
-        if (folder := limits.own_group(controller)[0]) is not None and os.access(folder, os.W_OK)
-    ]
-    alone = "" if "memory" in groups else "; missing: memory_mb holds for each process alone, shared mappings escape it"
-    found["control groups"] = (", ".join(groups) or "not ours to make") + alone
-    engines = [engine for engine in ("podman", "docker") if shutil.which(engine)]
-    found["container engines"] = ", ".join(engines) if engines else "none"
-    return found

@@ -1,7 +1,7 @@
 """Thirty-six ways out of a process that a stage could try, each tried for real against something made for it.
 
-``python -m inferline_stream.isolation.escape_attempts`` seals itself as standard input says, tries them all, and
-reports. None of them harms anything where it succeeds.
+Run as ``__main__`` (see `probes`), it seals itself as standard input says, tries them all, and reports. None of them
+harms anything where it succeeds.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _execute_memory(to: Targets) -> None:
     child = os.fork()
     if child == 0:
         try:
-            os.execve(memory, ["true"], {})  # noqa: S606  what is tried is just this
+            os.execve(memory, ["true"], {})
         finally:
             os._exit(1)
     if os.waitpid(child, 0)[1]:
