@@ -83,7 +83,7 @@ def test_a_record_that_holds_no_weeks_is_refused(wrong: dict[str, Any], why: str
 
 @pytest.mark.parametrize(
     ("subject", "value", "why"),
-    [("tomorrow", 2.0, "is no day"), ("2026-11-27", 99.0, "at most 20"), ("2026-11-27 10:00-09:00", 2.0, "backwards")],
+    [("tomorrow", 2.0, "no window"), ("2026-11-27", 99.0, "at most 20"), ("2026-11-27 10:00-09:00", 2.0, "backwards")],
 )
 def test_a_window_that_cannot_be_is_refused_before_it_is_followed(subject: str, value: float, why: str) -> None:
     sound = Override("traffic", "2026-11-27", 3.0)
