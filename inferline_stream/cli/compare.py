@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from inferline_stream.cli.options import Output, check_plot
+from inferline_stream.cli.options import Output
 from inferline_stream.cli.output import Bar, console, print_json
 from inferline_stream.cli.replay import ReplayOptions, replay_inputs
 from inferline_stream.errors import UsageError
@@ -52,7 +52,6 @@ def compare(
     if unknown:
         raise UsageError(f"--policies: {', '.join(map(repr, unknown))}: there are {', '.join(NAMES)}")
     conditions = given.conditions()
-    check_plot(given.plot)
     inputs = replay_inputs(given)
     if inputs.groups is not None:
         raise UsageError(f"{given.what} is a run on consumer groups: `report` and `advise` compare ways to scale those")
@@ -75,10 +74,6 @@ def compare(
             kernel=compiled_kernel(),
             progress=bar.each(len(chosen)),
         )
-    if given.plot is not None:
-        from inferline_stream.observability.plots.comparison import draw_comparison
-
-        draw_comparison(given.plot, comparison, objective=inputs.objective, title=inputs.name)
     if output == "json":
         print_json({"pipeline": inputs.name, **comparison_to_dict(comparison)})
     else:

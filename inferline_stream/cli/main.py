@@ -104,7 +104,7 @@ add_commands(
         (diff, "inferline-stream diff plan.json newer.json"),
         (advise, "inferline-stream advise groups/topology.py --bootstrap-servers localhost:9092 --html advice.html"),
         (run, "inferline-stream run reviews/topology.py --bootstrap-servers localhost:9092"),
-        (replay, "inferline-stream replay reviews/topology.py --trace day.csv --plot day.svg"),
+        (replay, "inferline-stream replay reviews/topology.py --trace day.csv"),
         (compare, "inferline-stream compare reviews/topology.py --trace day.csv --policies default,keda,hpa-busy"),
         (scale, "inferline-stream scale reviews/topology.py study 4 --for 10m --bootstrap-servers localhost:9092"),
         (pause, "inferline-stream pause reviews/topology.py --for 1h --bootstrap-servers localhost:9092"),

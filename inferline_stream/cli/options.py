@@ -262,14 +262,6 @@ def check_stages(names: list[str] | None, pipeline: Pipeline, what: str = "--sta
         raise UsageError(f"{what} {unknown[0]!r}: the pipeline has {', '.join(known)}")
 
 
-def check_plot(plot: Path | None) -> None:
-    """Say before long work what would keep a picture from being written."""
-    if plot is not None:
-        from inferline_stream.observability.plots.canvas import check_file
-
-        check_file(plot)
-
-
 def duration_of(option: str, text: str) -> float:
     """An option's duration in seconds.
 

@@ -17,7 +17,6 @@ from inferline_stream.cli.options import (
     SearchOptions,
     Servers,
     Topology,
-    check_plot,
     duration_of,
     kafka_words,
 )
@@ -42,10 +41,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOutput:
-    """What is printed, drawn, compared and served of a plan."""
+    """What is printed, compared and served of a plan."""
 
     curve: Annotated[bool, typer.Option("--curve", help="also plan for tighter and looser SLOs")] = False
-    plot: Annotated[Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")] = None
     risk: Annotated[
         bool,
         typer.Option(
@@ -71,7 +69,6 @@ class PlanOutput:
         Raises:
             UsageError: says which.
         """
-        check_plot(self.plot)
         if self.markdown and self.against is None:
             raise UsageError("--markdown prints what changes; give --against with the plan to compare with")
         if self.against is not None and self.output == "json":
@@ -129,7 +126,7 @@ def plan(
         note = partial(typer.echo, err=True)
         measured, found = uvloop.run(rehearsed(inputs, measured, found, partial(planned, inputs), note=note))
     made = _Made(inputs, measured, found)
-    if shown.curve or shown.plot is not None:
+    if shown.curve:
         made = made.with_curve(slo_s)
     _keep(made, shown)
     if before is not None and shown.against is not None:
@@ -231,14 +228,9 @@ class _Made:
 
 
 def _keep(made: _Made, shown: PlanOutput) -> None:
-    """Write the plan and the picture where they were asked for."""
+    """Write the plan where it was asked for."""
     if shown.save is not None:
         write_text(plan_to_bytes(made.plan).decode(), shown.save, "the plan")
-    if shown.plot is not None:
-        from inferline_stream.observability.plots.plan_pictures import draw_cost_curve
-
-        name = made.inputs.what.pipeline.name
-        draw_cost_curve(shown.plot, made.points, name, title=f"What an SLO costs: {name}", chosen=made.plan)
 
 
 def _compare(before: Plan, name: str, made: _Made, shown: PlanOutput) -> None:

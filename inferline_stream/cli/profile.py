@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from inferline_stream.cli.options import Output, Platform, Servers, Topology, check_plot, check_stages, duration_of
+from inferline_stream.cli.options import Output, Platform, Servers, Topology, check_stages, duration_of
 from inferline_stream.cli.output import console, print_json
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.units import format_duration
@@ -27,7 +26,6 @@ def profile(
     time: Annotated[str, typer.Option(help='for one stage on one hardware kind, about, e.g. "10s"')] = "2s",
     bootstrap_servers: Servers = None,
     platform: Platform,
-    plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
     output: Output = "table",
 ) -> None:
     """Measure service times, start-up times and paths, and keep them beside the topology.
@@ -42,7 +40,6 @@ def profile(
     from inferline_stream.cli.platform import check, profiling_cluster
     from inferline_stream.pipeline.shape import shape_of
 
-    check_plot(plot)
     check(platform, bootstrap_servers)
     stage_s = duration_of("--time", time)
     if stage_s < _LEAST_S:
@@ -54,10 +51,6 @@ def profile(
     options = profiling_options(platform, bootstrap_servers, again=again, stages=stages, stage_s=stage_s)
     cluster = profiling_cluster(platform, bootstrap_servers)
     measured = uvloop.run(profiled(what, options, bootstrap_servers, cluster))
-    if plot is not None:
-        from inferline_stream.observability.plots.plan_pictures import draw_profiles
-
-        draw_profiles(plot, measured, names, title=f"Profiles of {what.pipeline.name}")
     if output == "json":
         print_json(_document(measured, names))
     else:

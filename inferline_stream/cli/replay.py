@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from inferline_stream.cli.options import Output, Reserve, SearchOptions, Seed, check_plot
+from inferline_stream.cli.options import Output, Reserve, SearchOptions, Seed
 from inferline_stream.cli.output import Bar, console, print_json, write_text
 from inferline_stream.cli.plan_changes import plan_in
 from inferline_stream.errors import UsageError
@@ -38,7 +38,6 @@ class ReplayOptions:
     start_up: Annotated[
         str | None, typer.Option(help='in place of the profiled start-up times, e.g. "5s": what a change would do')
     ] = None
-    plot: Annotated[Path | None, typer.Option(help="also draw it into this file, .svg or .png")] = None
     seed: Seed = 0
 
     def conditions(self) -> Conditions:
@@ -72,7 +71,6 @@ def replay(
     if save is not None and save.suffix not in (".jsonl", ".csv"):
         raise UsageError(f"--save {save}: steps are written as .jsonl or .csv")
     conditions = given.conditions()
-    check_plot(given.plot)
     if reserve is not None and policy != "default":
         raise UsageError(f"--reserve is held by the default policy, not by {policy}: leave one of them out")
     try:
@@ -90,10 +88,6 @@ def replay(
     if save is not None:
         text = steps_as_csv(outcome) if save.suffix == ".csv" else steps_as_json_lines(outcome)
         write_text(text, save, "the steps")
-    if given.plot is not None:
-        from inferline_stream.observability.plots.replay import draw_replay
-
-        draw_replay(given.plot, outcome, inputs.plan, objective=inputs.objective)
     if output == "json":
         print_json({"pipeline": inputs.name, **summary(outcome), "steps": steps(outcome)})
     else:

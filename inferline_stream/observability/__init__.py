@@ -1,1 +1,1 @@
-"""Metrics, alert rules, the live page, pictures."""
+"""Metrics, alert rules, the live page."""

@@ -21,7 +21,15 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-
 th { text-align: left; color: #566070; font-weight: 500; }
 th, td { padding: 4px 8px 4px 0; border-bottom: 1px solid #dfe3ea; vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; padding-right: 16px; } tr.ours { font-weight: 600; }
-figure { margin: 12px 0; } figure svg { width: 100%; height: auto; } .scroll { overflow-x: auto; }
+figure { margin: 12px 0; } .scroll { overflow-x: auto; }
+svg text { fill: #566070; font: 12px system-ui, "DejaVu Sans", sans-serif; } svg .grid { stroke: #dfe3ea; }
+svg :is(.live, .p95, .p50, .plan, .coarse, .ready) { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg .live { stroke: #0067a3; } svg .p95 { stroke: #3d8fc4; } svg .p50 { stroke: #6f8299; }
+svg .plan { stroke: #6b7685; stroke-dasharray: 6 4; } svg .coarse { stroke: #9a5b00; stroke-dasharray: 2 4; }
+svg .ready { stroke: #00704f; stroke-dasharray: 3 3; } svg .slo { stroke: #b3261e; stroke-dasharray: 2 3; }
+svg .live-text { fill: #0067a3; font-weight: 600; } svg .slo-text { fill: #b3261e; } svg .coarse-text { fill: #9a5b00; }
+svg .dot { fill: #0067a3; } svg .other { fill: #9a5b00; } svg .hindsight { fill: #00704f; }
+svg .readout line { stroke: #566070; } svg .readout rect { fill: #14181f; } svg .readout text { fill: #fff; }
 @media print { h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
 """
 

@@ -5,8 +5,6 @@ The recorded arrivals are replayed under every baseline, on the plan and the pro
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from html import escape
@@ -15,8 +13,6 @@ import numpy as np
 
 from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.controlplane.records.explanation import WORDS
-from inferline_stream.observability.plots.comparison import draw_comparison
-from inferline_stream.observability.plots.replay import draw_replay
 from inferline_stream.pipeline.group_model import GroupModel
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.trace import Trace
@@ -27,6 +23,7 @@ from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.runs.advice_page import ways_section
 from inferline_stream.runs.archive import EventTimes, RunRecord
 from inferline_stream.runs.html_page import page_of, section, table_of
+from inferline_stream.runs.run_charts import Chart, comparison_chart, figures_of, run_charts, script_of
 
 _FEWEST_EVENTS = 20
 """Fewer are not worth a picture."""
@@ -39,11 +36,8 @@ def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str],
         record: of the run.
         events: of the same run.
         progress: called with the policy that is being replayed.
-
-    Raises:
-        UsageError: matplotlib is missing.
     """
-    plan = record.plans[0].plan
+    plan, charts = record.plans[0].plan, dict[str, Chart]()
     parts = [_head(record), _verdict(record), _tiles(record), _plan(record, plan)]
     parts.append(_decisions(record, events))
     if record.group_model is not None:
@@ -55,12 +49,13 @@ def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str],
         )
         parts.append(section("A long run", f"<p>{text}</p>"))
     elif events.latency_s.size >= _FEWEST_EVENTS and events.arrivals_s.size >= _FEWEST_EVENTS:
-        outcome, picture = live_outcome(record, events), io.BytesIO()
-        draw_replay(
-            picture, outcome, plan, objective=record.objective, title="", bin_s=max(1.0, outcome.duration_s / 60)
-        )
-        parts.insert(3, section("What happened", _figure(picture, "Arrivals, replicas, latency and misses over time")))
-        parts.append(_others(record, compared(record, events, plan, progress)))
+        outcome, comparison = live_outcome(record, events), compared(record, events, plan, progress)
+        lived = run_charts(outcome, plan, objective=record.objective, bin_s=max(1.0, outcome.duration_s / 60))
+        others = {"others": comparison_chart(comparison, objective=record.objective)}
+        parts.insert(3, section("What happened", figures_of(lived)))
+        parts.append(_others(record, comparison, figures_of(others)))
+        charts = lived | others
+    parts.append(script_of(charts))
     return page_of(f"Run of {record.report.pipeline}", parts)
 
 
@@ -201,15 +196,13 @@ def _decisions(record: RunRecord, events: EventTimes) -> str:
     return section("Why each decision", table if rows else "<p>None was made: the plan was enough.</p>")
 
 
-def _others(record: RunRecord, comparison: Comparison) -> str:
+def _others(record: RunRecord, comparison: Comparison, figures: str) -> str:
     report = record.report
     rows = [("this run", f"${report.cost:.4f}", "", f"{report.slo_miss_rate or 0.0:.2%}", "measured")]
     for row in sorted(comparison.rows, key=lambda r: r.outcome.cost):
         ratio = f"{row.outcome.cost / report.cost:.2f}" if report.cost > 0 else ""
         kept = "kept" if row.keeps_objective else "not kept"
         rows.append((row.label, f"${row.outcome.cost:.4f}", ratio, f"{row.outcome.miss_rate:.2%}", kept))
-    picture = io.BytesIO()
-    draw_comparison(picture, comparison, objective=record.objective, title="")
     stage = comparison.without_groups
     pools = (
         "Rules of others scale ordinary consumer groups, and where it says so our pools, whose queues have our order."
@@ -226,9 +219,8 @@ def _others(record: RunRecord, comparison: Comparison) -> str:
     )
     heads = ("policy", "cost", "× this run", "above the SLO", "objective")
     table = table_of(heads, rows, numbers=(1, 2, 3), ours=("this run",))
-    return section(
-        "What others would have cost", f"<p class=quiet>{note}</p>{table}" + _figure(picture, "Cost and misses")
-    )
+    key = "Blue: this program's own policies; orange: others; green: in hindsight. Each dot has its name."
+    return section("What others would have cost", f"<p class=quiet>{note}</p>{table}<p class=quiet>{key}</p>{figures}")
 
 
 def _other_ways(record: RunRecord, model: GroupModel, events: EventTimes, progress: Callable[[str], None]) -> str:
@@ -252,13 +244,6 @@ def _other_ways(record: RunRecord, model: GroupModel, events: EventTimes, progre
     if report.verified < report.events_in:
         note += " The first row is of the whole run, the others are of the arrivals that were kept."
     return ways_section(found, note, (ours,))
-
-
-def _figure(picture: io.BytesIO, label: str) -> str:
-    """The picture's own element, without what only a file of its own needs."""
-    svg = picture.getvalue().decode()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return f'<figure class=scroll role="img" aria-label="{escape(label)}">{svg}</figure>'
 
 
 def _time(seconds: float | None) -> str:

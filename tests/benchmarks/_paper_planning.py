@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from inferline_stream.baselines.coarse import mean_rate, peak_rate, unit, units_for
 from inferline_stream.errors import Infeasible
-from inferline_stream.observability.plots.canvas import INK, drawing, line_styles
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
@@ -25,8 +23,7 @@ ALEXNET_RATE = 180.0
 """Inferred: the paper's plans serve 150 a second on one GPU within 150 ms, which takes about this much."""
 
 PAPER_IMAGE: dict[float, float] = {100: 1.03, 150: 1.23, 200: 1.93, 250: 2.07, 300: 2.20}
-PAPER_IMAGE_BURSTY: dict[float, float] = {100: 2.00, 150: 2.00, 200: 2.90, 250: 2.27, 300: 3.23}
-"""Image Processing, SLO 150 ms, CV 1 and 4: dollars per hour by rate, read off the paper's figures."""
+"""Image Processing, SLO 150 ms, CV 1: dollars per hour by rate, read off the paper's figures."""
 
 CASCADE_SHARE = 0.3
 """Assumed: the share of events of which TF Cascade's first model is unsure. The paper does not say."""
@@ -35,12 +32,6 @@ CASCADE_SLO_S = 0.5
 """Assumed, too: five times the first model's time for a single event."""
 
 SYSTEMS = ("inferline", "default", "cg-mean", "cg-peak")
-NAMES = {
-    "inferline": "InferLine (Algorithms 1 and 2)",
-    "default": "our default search",
-    "cg-mean": "CG-Mean",
-    "cg-peak": "CG-Peak",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,35 +123,3 @@ def ratio(rows: Rows, to: str, ours: str = "inferline") -> list[float]:
     """How many times as much as ours another system costs, wherever both have a plan."""
     pairs = [(row[to], row[ours]) for row in rows.values()]
     return [other / own for other, own in pairs if other is not None and own is not None]
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One set of axes: rows by what is on the x axis."""
-
-    title: str
-    x: str
-    rows: Rows
-    paper: Mapping[float, float] | None = None
-
-
-def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
-    """Cost of each system, two panels a row."""
-    pairs = [panels[at : at + 2] for at in range(0, len(panels), 2)]
-    with drawing(file, [2.7] * len(pairs), columns=2, title=title) as grid:
-        for pair, axes_of_row in zip(pairs, grid, strict=True):
-            for spare in axes_of_row[len(pair) :]:
-                spare.axis("off")
-            for panel, axes in zip(pair, axes_of_row, strict=False):
-                for name, look in zip(SYSTEMS, line_styles(), strict=False):
-                    points = [(x, cost) for x, row in panel.rows.items() if (cost := row[name]) is not None]
-                    axes.plot([x for x, _ in points], [y for _, y in points], label=NAMES[name], color=look.colour,
-                              linestyle=look.dashes, marker=look.mark)  # fmt: skip
-                if panel.paper:
-                    axes.plot(list(panel.paper), list(panel.paper.values()), linestyle="none", marker="x", color=INK,
-                              label="InferLine, as published")  # fmt: skip
-                axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
-                axes.set_title(panel.title)
-                axes.set_xlabel(panel.x)
-                axes.set_ylabel("cost [$/h]")
-        grid[0][0].legend(fontsize=7, loc="upper left")

@@ -1,8 +1,8 @@
-"""InferLine's figures re-made, as far as what is published allows; the pictures go to tests/artifacts/paper.
+"""InferLine's figures re-made, as far as what is published allows.
 
 Planning: dollars per hour of InferLine's algorithms and of ours beside coarse-grained serving (CG-Mean, CG-Peak), on
 Image Processing, TF Cascade and the reference pipeline, against SLO, rate and burstiness. Scaling: the experiments of
-`replay`, over time, and an ablation. A `_half_width` is half a 95 % interval over seeds. What could not be re-made is
+`replay`, and an ablation. A `_half_width` is half a 95 % interval over seeds. What could not be re-made is
 named.
 """
 
@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
-
-import numpy as np
 
 from tests.benchmarks import _paper_planning as planning
 from tests.benchmarks import _paper_tuning as tuning
 from tests.benchmarks._figures import Figures
-from tests.benchmarks._workloads import big_spike, burst, ramp
+from tests.benchmarks._workloads import burst, ramp
 from tests.benchmarks.replay import experiment
-
-PICTURES = Path(__file__).parents[1] / "artifacts" / "paper"
 
 LEFT_OUT = (
     "Video Monitoring and Social Media (the published profiles have no YOLO, plate reader or language identification, "
@@ -33,22 +28,13 @@ LEFT_OUT = (
 
 
 def measure(quick: bool) -> Figures:
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    return {**_planning(quick), **_scaling(quick), "left_out": LEFT_OUT, "pictures": str(PICTURES)}
+    return {**_planning(quick), **_scaling(quick), "left_out": LEFT_OUT}
 
 
 def _planning(quick: bool) -> Figures:
     duration_s = 60.0 if quick else 300.0
     subject = planning.image()
     image = {cv: planning.by_rate(subject, cv, tuple(planning.PAPER_IMAGE), 0.15, duration_s) for cv in (1.0, 4.0)}
-    planning.draw(
-        PICTURES / "image.png",
-        "Image Processing, SLO 150 ms",
-        [
-            planning.Panel("CV 1", "λ [1/s]", image[1.0], planning.PAPER_IMAGE),
-            planning.Panel("CV 4", "λ [1/s]", image[4.0], planning.PAPER_IMAGE_BURSTY),
-        ],
-    )
     subject = planning.image(as_published=True)
     slower = planning.by_rate(subject, 1.0, tuple(planning.PAPER_IMAGE), 0.15, duration_s)
     subject = planning.tf_cascade()
@@ -56,11 +42,6 @@ def _planning(quick: bool) -> Figures:
     cascade = {
         cv: planning.by_rate(subject, cv, cascade_rates, planning.CASCADE_SLO_S, duration_s) for cv in (1.0, 4.0)
     }
-    planning.draw(
-        PICTURES / "tf_cascade.png",
-        f"TF Cascade, {planning.CASCADE_SHARE:.0%} of the events unsure and an SLO of 500 ms assumed",
-        [planning.Panel(f"CV {cv:g}", "λ [1/s]", rows) for cv, rows in cascade.items()],
-    )
     subject = planning.reference_pipeline()
     slos_s = (0.2, 0.3, 0.5, 0.8) if quick else (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
     rates = (100, 200, 300) if quick else (50, 100, 150, 200, 250, 300)
@@ -68,15 +49,6 @@ def _planning(quick: bool) -> Figures:
     by_slo = {cv: planning.by_slo(subject, cv, slos_s, duration_s) for cv in ((1.0,) if quick else (1.0, 4.0))}
     by_rate = planning.by_rate(subject, 1.0, rates, 0.5, duration_s)
     by_cv = planning.by_cv(subject, cvs, 0.5, duration_s)
-    planning.draw(
-        PICTURES / "reference.png",
-        "Reference pipeline: preprocess → ResNet-152 → NMT (40 %)",
-        [
-            *(planning.Panel(f"λ 150/s, CV {cv:g}", "SLO [ms]", rows) for cv, rows in by_slo.items()),
-            planning.Panel("SLO 500 ms, CV 1", "λ [1/s]", by_rate),
-            planning.Panel("SLO 500 ms, λ 150/s", "CV", by_cv),
-        ],
-    )
     off = [abs(_cost(row) / planning.PAPER_IMAGE[rate] - 1) for rate, row in image[1.0].items()]
     figures: Figures = {
         "image_cv1_off_paper_max": round(max(off), 3),
@@ -121,22 +93,10 @@ def _scaling(quick: bool) -> Figures:
         "ramp_10": lambda rng: ramp(10.0, rng),
         "burst": burst,
     }
-    titles = {
-        "ramp_60": "150 → 250 → 150/s, each way in 60 s",
-        "ramp_30": "150 → 250 → 150/s, each way in 30 s",
-        "ramp_10": "150 → 250 → 150/s, each way in 10 s",
-        "burst": "150/s, CV 1 → 4",
-        "big_spike": "Big Spike",
-    }
     figures: Figures = {}
     for name in ("ramp_30", "burst") if quick else workloads:
         figures |= experiment(name, workloads[name], seeds)
-        sample, trace = workloads[name](np.random.default_rng([0, *name.encode()]))
-        tuning.draw_experiment(PICTURES / f"{name}.png", titles[name], tuning.policies(sample, trace))
-    sample, trace = big_spike(np.random.default_rng([0, *b"big_spike"]))
-    tuning.draw_experiment(PICTURES / "big_spike.png", titles["big_spike"], tuning.policies(sample, trace))
     parts = tuning.ablation(seeds)
-    tuning.draw_ablation(PICTURES / "ablation.png", parts)
     for part, (misses, cost) in parts.items():
         label = "ablation_" + part.lower().replace(" + ", "_").replace("'", "").replace(" ", "_").replace("-", "_")
         figures[f"{label}_miss_rate"] = round(misses.mean, 5)

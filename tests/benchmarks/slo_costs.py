@@ -3,20 +3,16 @@
 The reference pipeline at 150 events/s with Poisson arrivals, planned for each SLO: by the default search for pools, by
 the same search for ordinary consumer groups, whose replicas own partitions, and by coarse-grained provisioning for the
 sample's peak (InferLine's CG-Peak). ``NAME_MSms`` is dollars per hour, None where no plan was found.
-``python -m tests.benchmarks.slo_costs docs/pictures/slo-costs.svg`` draws the picture of docs/pictures.md.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from inferline_stream.baselines.coarse import peak_rate, unit, units_for
 from inferline_stream.errors import Infeasible
-from inferline_stream.observability.plots.canvas import drawing, line_styles
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem
@@ -31,11 +27,6 @@ Costs = dict[float, float | None]
 RATE, SECONDS = 150.0, 60.0
 SLOS_S = (0.15, 0.175, 0.2, 0.225, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
 QUICK_S = (0.25, 0.5)
-NAMES = {
-    "pooled": "one queue per stage",
-    "bound": "a queue per replica, as in a consumer group",
-    "coarse": "the whole pipeline replicated for its peak",
-}
 
 
 def measure(quick: bool) -> Figures:
@@ -79,23 +70,3 @@ def coarse(sample: Trace, slo_s: float) -> float | None:
         return None
     price = sum(CATALOGUE[kind].price_per_hour for kind in hardware.values())
     return round(units_for(peak_rate(sample, slo_s), one.throughput) * price, 4)
-
-
-def draw(file: Path, found: dict[str, Costs]) -> None:
-    """Dollars per hour against the SLO."""
-    title = f"What an SLO costs: preprocess → ResNet-152 → NMT (40 %), {RATE:g} events/s"
-    with drawing(file, [3.6], title=title) as [[axes]]:
-        for (name, costs), look in zip(found.items(), line_styles(), strict=False):
-            points = [(slo_s * 1e3, cost) for slo_s, cost in costs.items() if cost is not None]
-            axes.plot([x for x, _ in points], [y for _, y in points], label=NAMES[name], color=look.colour,
-                      linestyle=look.dashes, marker=look.mark, drawstyle="steps-post")  # fmt: skip
-        axes.set_xlim(0, max(SLOS_S) * 1e3 * 1.03)
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-        axes.set_xlabel("SLO on the P99 [ms]")
-        axes.set_ylabel("cost [$/h]")
-        axes.legend(loc="upper right")
-
-
-if __name__ == "__main__":
-    (picture,) = sys.argv[1:]
-    draw(Path(picture), curves(SLOS_S, SECONDS))

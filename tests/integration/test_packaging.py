@@ -214,7 +214,7 @@ def _declared(*extras: str) -> dict[str, Requirement]:
         ("topologies/assistant", ("assistant",)),
         ("topologies/minimal", ()),
         ("topologies/moderation", ("moderation",)),
-        ("topologies/ocr", ("ocr", "plots")),
+        ("topologies/ocr", ("ocr",)),
         ("topologies/shop", ()),
         ("tests", ("dev", "moderation")),
     ],

@@ -14,8 +14,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = {
-    "requirements.lock": ("moderation", "plots", "build"),
-    "requirements-dev.lock": ("moderation", "ocr", "plots", "dev"),
+    "requirements.lock": ("moderation", "build"),
+    "requirements-dev.lock": ("moderation", "ocr", "dev"),
     "docker/requirements.lock": ("kubernetes", "moderation", "build"),
     "docker/requirements-gpu.lock": ("kubernetes", "moderation", "build"),
 }

@@ -1,8 +1,8 @@
 """Makes this example's pages from text, and its arrivals from the moderation example's.
 
-Needs Pillow, and matplotlib for its fonts.
+Needs Pillow, and a folder with DejaVu and STIX: matplotlib's wheel has one, `matplotlib/mpl-data/fonts/ttf`.
 
-    python prepare.py
+    python prepare.py FONTS
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import base64
 import io
 import json
 import random
+import sys
 import textwrap
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 HERE = Path(__file__).parent
 PASSAGES = HERE.parent / "assistant" / "passages.jsonl"
-FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 FONTS = {
     "sans": ("DejaVuSans.ttf", 15),
@@ -47,12 +46,12 @@ def wrapped(passage: str) -> list[str]:
     return textwrap.wrap(passage.encode("ascii", "ignore").decode().replace("`", "'"), CHARACTERS)
 
 
-def drawn(lines: list[str], font: str, rng: random.Random) -> Image.Image:
+def drawn(lines: list[str], font: str, rng: random.Random, folder: Path) -> Image.Image:
     """A page as a scanner gives it: a little askew, a little out of focus, in 16 shades of grey."""
     file, size = FONTS[font]
     height = 2 * MARGIN + LEADING * max(len(lines), 1)
     page = Image.new("L", (WIDTH, height), 248)
-    pen, face = ImageDraw.Draw(page), ImageFont.truetype(str(FOLDER / file), size)
+    pen, face = ImageDraw.Draw(page), ImageFont.truetype(str(folder / file), size)
     for number, line in enumerate(lines):
         pen.text((MARGIN, MARGIN + LEADING * number), line, fill=24, font=face)
     angle = rng.uniform(-MOST_TILTED, MOST_TILTED)
@@ -67,15 +66,15 @@ def png(page: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def main() -> None:
-    """Write pages.jsonl, known.jsonl, page.png, arrivals.csv and live.csv beside this file."""
+def main(folder: Path) -> None:
+    """Write pages.jsonl, known.jsonl, page.png, arrivals.csv and live.csv beside this file, in a folder's fonts."""
     rng = random.Random(2026)  # noqa: S311  drawing pages, no secret
     passages = [json.loads(line)["text"] for line in PASSAGES.read_text(encoding="utf-8").splitlines()]
     names = [f"{font} {number}" for font in FONTS for number in range(PAGES_PER_FONT)]
     rng.shuffle(passages)
     known = {name: wrapped(" ".join(passages.pop() for _ in range(rng.choice((1, 1, 2))))) for name in names}
-    pages = {name: png(drawn(lines, name.rpartition(" ")[0], rng)) for name, lines in known.items()}
-    known["blank"], pages["blank"] = [], png(drawn([], "sans", rng))
+    pages = {name: png(drawn(lines, name.rpartition(" ")[0], rng, folder)) for name, lines in known.items()}
+    known["blank"], pages["blank"] = [], png(drawn([], "sans", rng, folder))
     order = rng.sample(list(pages), len(pages))
     rows = [{"name": name, "image": base64.b64encode(pages[name]).decode()} for name in order]
     (HERE / "pages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -87,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
