@@ -19,7 +19,6 @@ from ray.exceptions import RayError
 
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import Unreachable
-from inferline_stream.pipeline.version import kind_alone
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def requirements(spec: ReplicaSpec) -> dict[str, Any]:
     hardware = spec.hardware
     asked: dict[str, Any] = {"num_cpus": hardware.cores, "num_gpus": hardware.gpus}
     if hardware.slice:
-        asked |= {"num_gpus": 1, "resources": {kind_alone(hardware.name): 1}}
+        asked |= {"num_gpus": 1, "resources": {hardware.name: 1}}
     elif hardware.gpus and hardware.gpu_model is not None:
         asked["accelerator_type"] = accelerator_type(hardware.gpu_model)
     if spec.isolation.memory_mb is not None:

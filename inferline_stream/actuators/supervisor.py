@@ -33,7 +33,6 @@ from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.replica_slots import ReplicaSlots, SlottedReplica
-from inferline_stream.pipeline.version import version_on
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +104,8 @@ class Supervisor:
         self._batch_deaths = BatchDeaths()
         self._looking: asyncio.TimerHandle | None = None
         """The next look for devices that replicas wait for."""
-        self._pools: defaultdict[tuple[str, str], ReplicaSlots] = defaultdict(ReplicaSlots)
-        """By stage and version: each version is dealt to all slots for itself, so that none has one alone."""
+        self._pools: defaultdict[str, ReplicaSlots] = defaultdict(ReplicaSlots)
+        """By stage."""
         self._serving: dict[tuple[str, int], Child] = {}
         self._members: dict[str, Attachable] = {}
         """Replicas that run, here or elsewhere."""
@@ -133,22 +132,22 @@ class Supervisor:
         """Return how the GPUs of this host stand; see `Actuator.devices`."""
         return self._children.device_watch.states()
 
-    def serving(self, stage: str, hardware: str) -> tuple[str, int]:
-        """Return the dispatcher of a stage that serves here, and how many replicas of this kind's version stay with it.
+    def serving(self, stage: str) -> tuple[str, int]:
+        """Return the dispatcher of a stage that serves here, and how many replicas stay with it.
 
         Its name is empty where none serves.
         """
         for (of, _), child in self._serving.items():
             if of == stage:
-                return child.name, sum(not member.leaves for member in self._alike(child, hardware))
+                return child.name, sum(not member.leaves for member in self._members_of(child))
         return "", 0
 
     def admit(self, stage: str, remote: Attachable) -> bool:
         """Attach a replica of another host, if a dispatcher serves here; return whether it does."""
-        if not self.serving(stage, remote.hardware)[0]:
+        if not self.serving(stage)[0]:
             return False
         self._members[remote.name] = remote
-        self._attach(stage, self._pool(stage, remote.hardware).add(remote.name))
+        self._attach(stage, self._pools[stage].add(remote.name))
         return True
 
     def retire_remote(self, remote: Attachable) -> None:
@@ -164,16 +163,13 @@ class Supervisor:
         """
         if remote.dispatcher is None or remote.leaves:
             return
-        alike = Counter(member.leaves for member in self._alike(remote.dispatcher, remote.hardware))
-        if alike[""] - (others + alike["for another"]) > 1:
+        leaves = Counter(member.leaves for member in self._members_of(remote.dispatcher))
+        if leaves[""] - (others + leaves["for another"]) > 1:
             remote.leaves = "for another"
             remote.dispatcher.tell(Retire(remote.name, moves=True))
 
-    def _alike(self, dispatcher: Child, hardware: str) -> Iterator[Attachable]:
-        """Yield a dispatcher's replicas of the version that runs on a kind."""
-        for member in self._members.values():
-            if member.dispatcher is dispatcher and version_on(member.hardware) == version_on(hardware):
-                yield member
+    def _members_of(self, dispatcher: Child) -> Iterator[Attachable]:
+        return (member for member in self._members.values() if member.dispatcher is dispatcher)
 
     def remote_gone(self, stage: str, remote: Attachable, *, lost: bool) -> None:
         """Forget a replica of another host.
@@ -186,7 +182,7 @@ class Supervisor:
         if self._members.get(remote.name) is not remote:
             return
         del self._members[remote.name]
-        self._pool(stage, remote.hardware).remove(remote.name)
+        self._pools[stage].remove(remote.name)
         if lost and remote.dispatcher is not None:
             remote.dispatcher.tell(ReplicaLost(remote.name))
 
@@ -246,17 +242,7 @@ class Supervisor:
             child.connect,
             lambda _: child.signal(signal.SIGKILL),
         )
-        pool = self._pool(replica.stage, replica.hardware)
-        self._attach(replica.stage, pool.add(replica.name, self._leaving(replica.stage)))
-
-    def _pool(self, stage: str, hardware: str) -> ReplicaSlots:
-        pool = self._pools[stage, version_on(hardware)]
-        if not pool.members:  # it may have been made since the slots were last dealt to
-            pool.deal(self._wanted.slots(stage) or self._pools[stage, ""].slots)
-        return pool
-
-    def _pools_of(self, stage: str) -> list[ReplicaSlots]:
-        return [pool for (of, _), pool in self._pools.items() if of == stage]
+        self._attach(replica.stage, self._pools[replica.stage].add(replica.name, self._leaving(replica.stage)))
 
     def _leaving(self, stage: str) -> set[str]:
         return {replica.name for replica in self._wanted.replicas if replica.stage == stage and replica.leaving}
@@ -281,9 +267,8 @@ class Supervisor:
             return
         if isinstance(message, Serving):
             self._serving[process.stage, process.spec.slot] = child
-            for pool in self._pools_of(process.stage):
-                for member in pool.of(process.spec.slot):
-                    self._attach(process.stage, member)
+            for member in self._pools[process.stage].of(process.spec.slot):
+                self._attach(process.stage, member)
         elif isinstance(message, Replace):
             self._replace(child, message)
 
@@ -336,10 +321,8 @@ class Supervisor:
         """Deal a stage's replicas to the slots that it has now."""
         slots = self._wanted.slots(stage)
         if slots:  # one that stops, and has no successor, keeps its replicas to its end
-            self._pool(stage, "")
-            for pool in self._pools_of(stage):
-                for member in pool.deal(slots, self._leaving(stage)):
-                    self._attach(stage, member)
+            for member in self._pools[stage].deal(slots, self._leaving(stage)):
+                self._attach(stage, member)
 
     def _signal(self, process: WantedProcess, number: signal.Signals) -> None:
         if process.held_up:
@@ -372,7 +355,7 @@ class Supervisor:
             logger.error("stage %s: dispatchers end whenever they take in %s: it is skipped", stage, where)
 
     def _replica_ended(self, child: Child, replica: WantedProcess, code: int, reason: str, tail: str) -> None:
-        self._pool(replica.stage, replica.hardware).remove(child.name)
+        self._pools[replica.stage].remove(child.name)
         why = self._members.pop(child.name).why
         self._wanted.ended(replica, code, why or reason, tail, at_once=bool(why))
         if child.devices:

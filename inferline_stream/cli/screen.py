@@ -182,8 +182,6 @@ class StagesTable:
             if stage.trouble:
                 yield Text(f"{stage.name}: {stage.trouble}", style="bold yellow")
             yield from (Text(f"{stage.name}: {words}", style="yellow") for words in late_words(stage))
-            if stage.canary is not None:
-                yield Text(f"{stage.name}: {stage.canary.words}", style="cyan")
         for device in self._state.devices:
             if device.trouble:
                 yield Text(device.trouble, style="bold yellow")

@@ -16,11 +16,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
-from inferline_stream.controlplane.apply.code_versions import CodeVersions, plainly
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
-from inferline_stream.controlplane.decide.canary_keeper import LOOK_S as CANARY_LOOK_S
-from inferline_stream.controlplane.decide.canary_keeper import CanaryKeeper, canary_states
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
 from inferline_stream.controlplane.leader_loop import LeaderLoop, leading_meanwhile
@@ -40,8 +37,6 @@ from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import PipelineState
-from inferline_stream.pipeline.version import version_on
-from inferline_stream.profiler.profile_store import stage_digest
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.observation import RECENT_S
 
@@ -85,8 +80,6 @@ class Controller:
     fleet: Fleet = field(init=False)
     slots: SlotKeeper = field(init=False)
     decider: Decider = field(init=False)
-    versions: CodeVersions = field(init=False)
-    canary: CanaryKeeper = field(init=False)
     ticks: ArrivalLog = field(init=False)
     """At its end with what the arrivals topic lacks, because the next sample would have brought it there."""
     _began_s: float = math.inf
@@ -101,11 +94,7 @@ class Controller:
             self.wanted.update(replicas_of_plan(self.view.plan.allocations))
         run, context, view = self.run, self.view.context, self.view
         self.loop = LeaderLoop(self.leadership)
-        digests = {stage.name: stage_digest(stage, run.topology.resolve().parent) for stage in run.pipeline.stages}
-        self.versions = CodeVersions(self.actuator, run.replica_specs, digests)
-        self.fleet = Fleet(
-            self.actuator, view, self.wanted, run.standby, run.cores, leads=self.loop.leads, versions=self.versions
-        )
+        self.fleet = Fleet(self.actuator, view, self.wanted, run.standby, run.cores, leads=self.loop.leads)
         self.slots = SlotKeeper(
             view,
             self.leadership,
@@ -113,11 +102,9 @@ class Controller:
             run.dispatcher_spec,
             self._outdated,
             self.loop.leads,
-            self.versions.share_of,
         )
         self.ticks = ArrivalLog(context.names, context.source)
         self.decider = Decider(run, view, self.leadership, self.found, self.fleet, self.ticks.asked)
-        self.canary = CanaryKeeper(view, self.decider, self.versions)
 
     async def lead(self) -> None:
         """Control until cancelled.
@@ -144,7 +131,6 @@ class Controller:
             self.collector = collector
             decider = self.decider
             planning = ReplanClock(self.view, lambda: decider.overrides, decider.propose, self.run.cores)
-            self.canary.promoted = planning.measured_again
             notices = NoticeWatch(self.view.catalogue, self._noticed)
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (
@@ -163,7 +149,6 @@ class Controller:
                     (_STATE_S, self._look),
                     (_KEEP_S, lambda: self._keep(arrivals)),
                     (_STATE_S, self.decider.tables.step),
-                    (CANARY_LOOK_S, self.canary.step),
                     (LOOK_S, planning.step if self.run.replans else _never),
                     (NOTICES_S, notices.step if notices.looks else _never),
                 ):
@@ -214,7 +199,6 @@ class Controller:
         if not exit_.expected:
             if not isinstance(exit_, DispatcherExit):
                 self.view.restarts[exit_.stage] += 1
-                self.canary.ended(exit_)
             self.exits.append(f"{name}: {exit_.reason}; {again}")
             logger.warning("%s ended: %s; %s", name, exit_.reason, again)
 
@@ -236,7 +220,7 @@ class Controller:
     async def _room(self) -> None:
         """What the places that replicas run at have left, and how their devices stand."""
         self.leadership.devices = await self.actuator.devices()
-        room = {kind: count for kind, count in (await self.actuator.capacity()).items() if not version_on(kind)}
+        room = await self.actuator.capacity()
         if room != self.decider.room:
             logger.info("places for replicas: %s", ", ".join(f"{k} {n}" for k, n in room.items()) or "no limit")
         self.decider.room = room
@@ -253,7 +237,7 @@ class Controller:
     async def _look(self) -> None:
         now_s = asyncio.get_running_loop().time()
         self.decider.follow_people()
-        self.view.held(now_s, plainly(await self.fleet.observe()))
+        self.view.held(now_s, await self.fleet.observe())
         # A report that was sent before a replica's end may be read after it, and would have it remembered for good.
         self._started &= self.fleet.started_s.keys() | self.view.reports.names()
         self.look()
@@ -269,13 +253,10 @@ class Controller:
                 stage: _LIMITS[reason] for reason, stage in self.decider.memory.state.reported if reason in _LIMITS
             },
         )
-        trial = self.decider.overrides.canary
-        canaries = canary_states(self.view.reports, self.view.shape.stages, trial, self.canary.tolerance)
         budget = self.decider.slo.look(state.time_s, state.slo_events, state.slo_missed)
         self.view.budget, self.view.hours = budget, self.decider.ahead.hours
         self.state = replace(
             state,
-            stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),
             budget_left=budget.left,
             paused=self.decider.paused,
             slo_wanted_s=self.decider.overrides.slo_s(state.time_s) or self.view.context.pipeline.slo_s,

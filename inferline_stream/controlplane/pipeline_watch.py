@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from inferline_stream.controlplane.decide.canary_keeper import canary_states
 from inferline_stream.controlplane.leadership import AssignmentLog, read_log
 from inferline_stream.controlplane.observe.collector import Collector
 from inferline_stream.controlplane.observe.event_class import further_classes
@@ -42,7 +41,6 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.version import kind_alone, version_on
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.observation import RECENT_S
 from inferline_stream.tuner.plan_basis import Replicas
@@ -153,16 +151,10 @@ class Observer:
         state = view.state(now_s, time.time(), self.wanted or there)
         ready = Counter[str]()
         for stage in state.stages:
-            tried = (
-                r.hardware for r in view.reports.replicas(stage.name) if r.phase == "ready" and version_on(r.hardware)
-            )
-            ready.update(map(kind_alone, tried))
             for counts in stage.replicas:
                 ready[counts.hardware] += counts.ready
-        canaries = canary_states(view.reports, view.shape.stages, self.overrides.canary)
         return replace(
             state,
-            stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),
             paused=self.overrides.paused(state.time_s),
             slo_wanted_s=self.overrides.slo_s(state.time_s) or view.context.pipeline.slo_s,
             cost_per_hour=dollars_per_hour(ready, view.catalogue),

@@ -119,8 +119,6 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
     result_bytes: int = MAX_FRAME_BYTES
     """Largest result that is taken."""
     profiling: Profiling | None = None
-    expected: list[Answer] | None = None
-    """What another version has made of the events: `Results.agreed` says where the stage's results are the same."""
     version: int = 0
     """Of the stage that runs them: `fallback.MAIN` or `FALLBACK`."""
 
@@ -166,10 +164,6 @@ class Results(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """From having the batch to having every result encoded."""
     too_large: int = 0
     """Smallest part of the batch for which the replica's device had no memory; 0 if it had for all."""
-    memory_bytes: int = 0
-    """Most that the process has had resident."""
-    agreed: Annotated[list[bool], msgspec.Meta(max_length=_LARGEST_BATCH)] = []
-    """Of a batch with results expected, for each event whether this one is the same."""
 
 
 class Broken(msgspec.Struct, frozen=True, array_like=True, tag=5):

@@ -101,7 +101,7 @@ def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> I
     yield from _slots("controller", names, routes)  # it ends what a dead dispatcher has left open
     for topic in dict.fromkeys((source, *(names.topic(own.name) for own in pipeline.own_sources.values()))):
         yield Permission("controller", "topic", topic, False, ("Write",), _FEED)
-    yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token, deploy --canary")
+    yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token")
     probe = "inferline-hop-"
     yield Permission("controller", "topic", probe, True, ("Create", "Delete", "Read", "Write"), _PROFILE)
     yield Permission("controller", "group", probe, True, ("Read",), _PROFILE)

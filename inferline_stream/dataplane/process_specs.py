@@ -40,8 +40,6 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     purpose: Literal["run", "profile", "check"] = "run"
     """To be profiled it loads what says what events cost, too. To be checked it is only built, and the pipeline around
     the stage need not be valid."""
-    image: str = ""
-    """On Kubernetes, of its container; empty for the run's."""
     fallback_s: dict[int, float] | None = None
     """As `emulated_s`, of the stage's fallback."""
     version: int = WIRE_VERSION

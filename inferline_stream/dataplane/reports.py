@@ -37,8 +37,6 @@ class ReplicaStatus(msgspec.Struct):
     """Whether it runs suspected events only."""
     node: str = ""
     """That it is on, in a cluster."""
-    memory_bytes: int = 0
-    """Most that its process has had resident, as it says; 0 before its first batch."""
 
 
 class PoolReport(msgspec.Struct):
@@ -115,10 +113,8 @@ class PoolReport(msgspec.Struct):
         found = [number for _, of in stats for number in numbers(of)]
         for counts in every:
             found += [*numbers(counts), *counts.edges_taken.values(), *counts.latency_buckets]
-            for canary in counts.canaries.values():
-                found += [*numbers(canary), *numbers(canary.own), *numbers(canary.main)]
         found += [count for own in self.latencies.values() for count in own]
-        found += [number for r in self.replicas for number in (r.start_up_s, r.memory_bytes)]
+        found += [r.start_up_s for r in self.replicas]
         found += [getattr(self, name) for name in _NUMBERS]
         if self.stay is not None:
             found += self.stay

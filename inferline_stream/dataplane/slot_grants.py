@@ -57,26 +57,6 @@ class HardwarePlan(msgspec.Struct, frozen=True):
             raise ValueError(f"{self.concurrency} batches of {self.max_batch_size}")
 
 
-class CanaryShare(msgspec.Struct, frozen=True):
-    """What a version that is tried out gets of a stage's events."""
-
-    version: str
-    """Name of it; its replicas are of hardware kinds that `pipeline.version.kind_of_version` names."""
-    share: float
-    """Of the live events, above 0 and at most 1."""
-    mirror: bool = False
-    """Whether it gets copies of events that the running version has processed, and its results are only compared."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"a share of {self.share:g}")
-
-    @property
-    def step(self) -> str:
-        """What its counts are known by: those of another share are another step's."""
-        return f"{self.version}/{self.share:g}"
-
-
 class StagePlan(msgspec.Struct, frozen=True):
     """What the plan says of a stage, on its way from the plan to the pool that serves by it."""
 
@@ -87,7 +67,6 @@ class StagePlan(msgspec.Struct, frozen=True):
     """An event that the stage is known to process: a fresh replica must pass it before another event is blamed."""
     rest_s: float = 0.0
     """R where no later stage is known to have taken longer than an event alone does."""
-    canary: CanaryShare | None = None
     fallback_share: float = 0.0
     """Of the events that the stage's fallback may make."""
     sleep_after_s: float = 0.0

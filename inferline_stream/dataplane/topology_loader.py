@@ -17,6 +17,11 @@ from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.annotations import check_code_name
 from inferline_stream.pipeline.topology import Pipeline
 
+REMOVED = {
+    "agrees": "results of two versions are no longer compared; leave it out",
+}
+"""What to do about an argument that topologies of yesterday give."""
+
 
 def load_topology(path: str | Path) -> Pipeline:
     """Execute a topology file and return the pipeline that it declares.
@@ -61,8 +66,14 @@ def load_topology(path: str | Path) -> Pipeline:
         raise
     except BaseException as error:
         sys.modules.pop(file.stem, None)
-        raise InvalidTopology(f"{where_raised(error, file)}: {last_line(error)}") from error
+        raise InvalidTopology(f"{where_raised(error, file)}: {_removed(error) or last_line(error)}") from error
     return _pipeline_of(module, file, variable)
+
+
+def _removed(error: BaseException) -> str:
+    """Return what replaces an argument of yesterday that a topology gives; empty where the error is another one."""
+    word = str(error).partition("unexpected keyword argument '")[2].partition("'")[0]
+    return f"{word} is no longer known: {REMOVED[word]}" if word in REMOVED else ""
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from inferline_stream.observability.latency_histogram import bucket_label
 from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer
 from inferline_stream.observability.pipeline_state import (
     BackgroundState,
-    CanaryState,
     ClassState,
     DeviceState,
     EnvelopeWindow,
@@ -118,7 +117,6 @@ def _families(state: PipelineState) -> Iterator[Metric]:
     yield from _declared(EnvelopeWindow, ("pipeline", "window_seconds"), windows)
     yield from _declared(StageState, stage, stages)
     yield from _declared(IsolationState, stage, [(key, of.isolation) for key, of in stages if of.isolation is not None])
-    yield from _declared(CanaryState, stage, [(key, of.canary) for key, of in stages if of.canary is not None])
     yield from _declared(StageCounts, stage, [(key, of.total) for key, of in stages])
     classes = [([state.pipeline, of.topic], of) for of in state.classes]
     yield from _declared(ClassState, ("pipeline", "topic"), classes)

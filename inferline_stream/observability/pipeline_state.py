@@ -99,40 +99,6 @@ class DeviceState:
         return f"{self.device} reported Xid {self.xid}" if self.xid else ""
 
 
-VERDICTS = ("worse", "alike", "open")
-"""What may be known of a version that is tried out: that it is worse, that it is as good, or neither yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class CanaryState:
-    """A version of a stage that is tried out."""
-
-    version: str
-    share: float
-    """Of the events, as it should be."""
-    verdict: str
-    """One of `VERDICTS`."""
-    detail: str
-    """What it follows from, in words with numbers."""
-    achieved: float = gauge(
-        "stage_canary_share_ratio", "Share of the stage's events that a version which is tried out got, in its step."
-    )
-    mirror: bool = False
-    """Whether it gets copies, and its results are only compared."""
-    derived: ClassVar = (
-        Figure(
-            "gauge", "stage_canary_verdict", "1 for what is known of a version that is tried out.",
-            lambda s: {verdict: s.verdict == verdict for verdict in VERDICTS}, ("verdict",),
-        ),
-    )  # fmt: skip
-
-    @property
-    def words(self) -> str:
-        """In one line."""
-        events = "copies of" if self.mirror else "of"
-        return f"version {self.version}: {self.achieved:.1%} {events} the events, {self.verdict}: {self.detail}"
-
-
 @dataclass(frozen=True, slots=True)
 class StageState:
     """One stage now. Times are means over the last seconds; None where nothing was measured."""
@@ -234,8 +200,6 @@ class StageState:
     """In a cluster: what it has on each node."""
     heard_s: float | None = None
     """When the oldest of its dispatchers' newest reports was read, on the controller's clock."""
-    canary: CanaryState | None = None
-    """Of a version that is tried out; None where there is none."""
     derived: ClassVar = (
         Figure(
             "gauge",

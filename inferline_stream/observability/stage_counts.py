@@ -5,7 +5,6 @@ A new counter is a field here, and the line that counts it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
@@ -23,65 +22,6 @@ class BatchStats:
     """Of the service times, in s²: how much they vary."""
     in_hand: int = 0
     """Batches that the replica had in hand when each began, itself included."""
-
-
-@dataclass(slots=True)
-class LogTimes:
-    """Sums of the logarithms of batches' measured over expected service times."""
-
-    batches: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def note(self, ratio: float) -> None:
-        """Add a batch that took so many times as long as expected."""
-        log = math.log(ratio)
-        self.batches += 1
-        self.total += log
-        self.squares += log * log
-
-    @property
-    def mean(self) -> float:
-        """0 of none."""
-        return self.total / self.batches if self.batches else 0.0
-
-    @property
-    def variance(self) -> float:
-        """Of a single batch; 0 of fewer than two."""
-        if self.batches < 2:
-            return 0.0
-        return max(0.0, self.squares - self.total * self.mean) / (self.batches - 1)
-
-
-@dataclass(slots=True)
-class CanaryCounts:
-    """Sums over one step of a version that is tried out, and of the running version meanwhile."""
-
-    events: int = 0
-    """Live events that its replicas were given."""
-    main_events: int = 0
-    """That the running version was given."""
-    answered: int = 0
-    """Of its own, those that have come to a result: its own, or after a failure that of the running version."""
-    failed: int = 0
-    """Those of which the running version made a result after it had made none."""
-    compared: int = 0
-    """Events of which there is a result of both."""
-    disagreed: int = 0
-    """Of which it is another one."""
-    own: LogTimes = field(default_factory=LogTimes)
-    main: LogTimes = field(default_factory=LogTimes)
-
-    @property
-    def share(self) -> float:
-        """Of the events, those that it was given."""
-        both = self.events + self.main_events
-        return self.events / both if both else 0.0
-
-    def add(self, other: CanaryCounts, sign: int) -> None:
-        """Add other sums, or with ``sign`` -1 subtract them."""
-        for own, of in ((self, other), (self.own, other.own), (self.main, other.main)):
-            _add(own, of, sign)
 
 
 Batches = Mapping[int, BatchStats]
@@ -130,10 +70,7 @@ class StageCounts:
     network_s: float = 0.0
     """Sum over those of the time from handing a batch over to having its results, less the replica's own."""
     copies: int = 0
-    """Events that the stage was called on beside those of the queue: samples, and what a version that is tried out gets
-    copies of."""
-    canaries: dict[str, CanaryCounts] = field(default_factory=dict)
-    """By step of a version that is tried out, see `slot_grants.CanaryShare`."""
+    """Events that the stage was called on beside those of the queue: samples."""
 
     derived: ClassVar = (Figure("counter", "stage_batches", "Batches run.", lambda counts: counts.batches),)
 
@@ -146,8 +83,6 @@ class StageCounts:
                 _add(own.setdefault(size, BatchStats()), stats, sign)
         for child, count in other.edges_taken.items():
             self.edges_taken[child] = self.edges_taken.get(child, 0) + sign * count
-        for step, counts in other.canaries.items():
-            self.canaries.setdefault(step, CanaryCounts()).add(counts, sign)
         self.latency_buckets += [0] * (len(other.latency_buckets) - len(self.latency_buckets))
         for at, count in enumerate(other.latency_buckets):
             self.latency_buckets[at] += sign * count
@@ -174,12 +109,9 @@ class StageCounts:
         return sum(size * stats.batches for sizes in self.batch_stats.values() for size, stats in sizes.items())
 
 
-Sums = BatchStats | LogTimes | CanaryCounts | StageCounts
+Sums = BatchStats | StageCounts
 
-_NUMBERS = {
-    kind: tuple(of.name for of in fields(kind) if of.default == 0)
-    for kind in (BatchStats, LogTimes, CanaryCounts, StageCounts)
-}
+_NUMBERS = {kind: tuple(of.name for of in fields(kind) if of.default == 0) for kind in (BatchStats, StageCounts)}
 
 
 def numbers(of: Sums) -> list[float]:

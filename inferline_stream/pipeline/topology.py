@@ -189,9 +189,6 @@ class Stage:
         takes: type of an event, for a stage given by name; others have it from their annotations. By default the
             plain values of the JSON: dicts, lists, strings, numbers; at a join a dict with one entry per parent.
         returns: type of a result, for a stage given by name.
-        agrees: whether two results of an event count as the same, the running version's and a new one's, as a function
-            of both; or its name, ``"module:function"``. By default they have to be equal. Of many results each pair has
-            to, and there must be as many. For `deploy --mirror`.
         fallback: a faster version of the stage, which takes the same events and returns the same type. A batch runs on
             it where it would be late otherwise, and on time by it. Like ``run``; or, of a stage with a server, another
             model there. Each replica loads both.
@@ -225,7 +222,6 @@ class Stage:
         isolation: str | Isolation = "none",
         takes: Any = None,
         returns: Any = None,
-        agrees: Callable[[Any, Any], bool] | str | None = None,
         server: ModelServer | None = None,
         many: bool = False,
         most: int = DEFAULT_MOST,
@@ -250,7 +246,6 @@ class Stage:
         self.isolation = isolation
         self.takes = takes
         self.returns = returns
-        self.agrees = agrees
         self.many = many
         self.most = most
         self.fallback = fallback

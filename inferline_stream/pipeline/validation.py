@@ -238,15 +238,14 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
             yield f"hardware {kind!r} may be taken away: add {on_demand(kind)!r}, which takes over then"
         elif kind not in kinds:
             yield f"unknown hardware {kind!r}{nearest(kind, kinds)}"
-    functions: Any = (("cost", stage.cost, "one event"), ("agrees", stage.agrees, "two results"))
-    for name, function, of in functions:
-        if function is not None and not isinstance(function, str) and not callable(function):
-            yield f"{name} {function!r} is neither a function of {of} nor the name of one"
-        elif isinstance(function, str):
-            try:
-                check_code_name(function)
-            except TypeError as error:
-                yield f"{name}: {error}"
+    cost: Any = stage.cost
+    if cost is not None and not isinstance(cost, str) and not callable(cost):
+        yield f"cost {cost!r} is neither a function of one event nor the name of one"
+    elif isinstance(cost, str):
+        try:
+            check_code_name(cost)
+        except TypeError as error:
+            yield f"cost: {error}"
     yield from _of_emulation(stage, kinds)
     isolation: Any = stage.isolation
     if isinstance(isolation, str) and isolation in RUNTIME_CLASSES:

@@ -17,28 +17,6 @@ DRAIN_FIRST = (
 """What to do about a change that a running pipeline cannot take."""
 
 
-_BESIDE = "@"
-"""Between a hardware kind and the version that runs on it; no name of a kind has it."""
-
-
-def kind_of_version(hardware: str, version: str) -> str:
-    """Return what replicas of a version that is tried out call their hardware kind.
-
-    What is counted by kind, or made by kind, is then the version's own.
-    """
-    return f"{hardware}{_BESIDE}{version}"
-
-
-def kind_alone(hardware: str) -> str:
-    """Return the hardware kind itself."""
-    return hardware.partition(_BESIDE)[0]
-
-
-def version_on(hardware: str) -> str:
-    """Return the version that is tried out on it; empty for the one that runs."""
-    return hardware.partition(_BESIDE)[2]
-
-
 @dataclass(frozen=True, slots=True)
 class Structure:
     """What records between stages depend on; a stage's code may change without it.

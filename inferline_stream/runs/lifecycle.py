@@ -18,7 +18,6 @@ from inferline_stream.actuators.actuator import Actuator, ProcessTerms
 from inferline_stream.actuators.core_times import taken_s
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.baselines.coarse import peak_cost_per_hour
-from inferline_stream.controlplane.apply.code_versions import CodeVersions
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.leader_loop import leading_meanwhile
@@ -78,9 +77,7 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
         else:
             run, core_use = replace(run, cores=math.inf), CoreUse()
         found = await recover(run.bootstrap_servers, context.names, context.decoder)
-        code = None if found.wanted is None else found.overrides.code(str(run.topology.resolve()))
-        specs = CodeVersions(actuator, run.replica_specs, running=code).specs()
-        await leading_meanwhile(actuator.know(specs), leadership.heartbeat)
+        await leading_meanwhile(actuator.know(run.replica_specs), leadership.heartbeat)
         await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
         plan, wanted = _going_on(run, found)

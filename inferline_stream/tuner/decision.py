@@ -16,8 +16,6 @@ class Action(StrEnum):
     """Another plan comes into force: batch limits change at once, replicas one after another."""
     REPLACE = "replace"
     """The same replicas, one after another, with newer code."""
-    CANARY = "canary"
-    """Another share of the events goes to a version that is tried out; the replicas of the running one stay."""
     HOLD = "hold"
     """Nothing changes; reported once when it begins, since someone should know why."""
 
@@ -77,14 +75,6 @@ class Reason(StrEnum):
     """No plan meets the SLO on the traffic recorded recently."""
     NEW_CODE = "new_code"
     """People gave newer code of the stages."""
-    CANARY_BEGUN = "canary_begun"
-    """A version of the stages is tried out."""
-    CANARY_PASSED = "canary_passed"
-    """It was as good as the running one, and gets more events."""
-    CANARY_PROMOTED = "canary_promoted"
-    """It was as good at every step: every replica is replaced by one of it."""
-    CANARY_ROLLED_BACK = "canary_rolled_back"
-    """It was worse, or nobody could tell in time, or it was taken back."""
 
 
 @dataclass(frozen=True, slots=True)

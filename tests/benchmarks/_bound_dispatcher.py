@@ -79,7 +79,7 @@ class BoundQueue:
         self._parts: list[StageQueue] = []
         self._of: dict[Event, StageQueue] = {}
         self.hurries = False
-        self.shared = 0
+
         self.chosen = 0
         BoundQueue.queue = self
 
@@ -113,9 +113,6 @@ class BoundQueue:
     def first(self) -> Event | None:
         found = [event for part in self._parts if (event := part.first()) is not None]
         return min(found, key=lambda event: rank(event, self._made[0]), default=None)
-
-    def share_keys(self, _: float) -> None:
-        """No version is tried out."""
 
     def due_ms(self, limit: int, hold_ms: float) -> float:
         return self.part(self.chosen).due_ms(limit, hold_ms)

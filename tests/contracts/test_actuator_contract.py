@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import uuid
@@ -10,7 +9,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import pytest
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedReplica, ProcessTerms, ReplicaExit
@@ -23,7 +21,6 @@ from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.version import kind_of_version
 from inferline_stream.testing.kafka import KafkaServer
 from tests.kube.api import KubeApi, client_of
 from tests.support.deadlines import next_exit
@@ -227,23 +224,6 @@ async def test_a_retired_replica_ends_as_expected_and_stays_away(subject: Subjec
     assert gone.exit_code == 0
     assert gone.restart_in_s is None
     assert await subject.actuator.observe() == ()
-
-
-async def test_a_version_of_a_stage_stands_beside_the_running_one_and_goes_without_it(subject: Subject) -> None:
-    running, kind = SPECS["a", "emulated-cpu"], kind_of_version("emulated-cpu", "5fa2")
-    hardware = dataclasses.replace(running.hardware, name=kind)
-    spec = msgspec.structs.replace(running, topology="/elsewhere/topology.py", image="image:2", hardware=hardware)
-    await subject.actuator.know({**SPECS, ("a", kind): spec})
-    await subject.actuator.scale("a", "emulated-cpu", 2)
-    await subject.actuator.scale("a", kind, 1)
-    *others, tried = await seen(subject)
-    assert [each.hardware for each in (*others, tried)] == ["emulated-cpu", "emulated-cpu", kind]
-    await subject.began(tried)  # else a slow machine kills it before it can end by itself
-    await subject.actuator.know(SPECS)
-    await subject.actuator.scale("a", kind, 0)
-    await subject.finish(tried)
-    assert (await replica_exit(subject)).hardware == kind
-    assert await seen(subject) == others
 
 
 async def test_scaling_up_again_starts_another_one_beside_the_retiring(subject: Subject) -> None:

@@ -32,7 +32,6 @@ from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.pipeline.version import kind_of_version
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import KafkaServer
@@ -263,8 +262,6 @@ def test_actors_ask_for_what_the_catalogue_says() -> None:
     assert asked(kinds["cpu-1"], Isolation("none", memory_mb=512))["memory"] == 512 << 20
     slice_ = Hardware("a100-1g.10gb", 0.5, gpus=1, gpu_model="NVIDIA A100")
     assert asked(slice_) == {"num_cpus": 1.0, "num_gpus": 1, "resources": {"a100-1g.10gb": 1}}
-    tried_out = Hardware(kind_of_version(slice_.name, "5fa2"), 0.5, gpus=1, gpu_model="NVIDIA A100")
-    assert asked(tried_out) == asked(slice_), "nodes know no versions"
 
 
 async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

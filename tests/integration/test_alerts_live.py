@@ -255,8 +255,8 @@ def test_every_documented_metric_is_filled_by_a_live_run(watched: Watched) -> No
         "inferline_start_up_seconds",  # not where places do not tell how a replica came to run
         "inferline_stage_start_up_seconds",  # not before a controller has seen a start
         *(name for name in documented if name.startswith("inferline_device_")),  # not where no replica needs a GPU
-        # not where one topic is all, and no version is tried out
-        *(name for name in documented if re.match("inferline_(background|class|stage_canary)_", name)),
+        # not where one topic is all
+        *(name for name in documented if re.match("inferline_(background|class)_", name)),
     }
 
 

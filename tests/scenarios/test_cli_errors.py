@@ -88,11 +88,6 @@ TABLE = [
     Bad("a cluster to measure on without a Kafka", "profile reviews --on ray", 2, "--on ray needs --bootstrap-servers"),
     Bad("a rehearsal on a cluster", f"plan reviews --on ray --rehearse --bootstrap-servers {NOBODY}", 2, "--rehearse runs the plan on this machine"),
     Bad("a cluster to deploy to", f"deploy reviews --target kubernetes --bootstrap-servers {NOBODY}", 2, "--target kubernetes needs --image"),
-    *(
-        Bad(f"a share of {share}", f"deploy reviews --canary={share} --bootstrap-servers {NOBODY}", 2, "up to 50%, e.g. 10%")
-        for share in ("0%", "51%", "10", "nan", "-1%")
-    ),
-    Bad("results compared of nothing", f"deploy reviews --mirror --bootstrap-servers {NOBODY}", 2, "are for --canary"),
     Bad("a namespace for what runs already", f"deploy reviews --namespace ml --bootstrap-servers {NOBODY}", 2, "are for --target kubernetes"),
     Bad("a stage that is not", "scale reviews prase 2 --bootstrap-servers x:1", 2, "the pipeline has parse, study, rate"),
     Bad("replicas without number", f"scale reviews study {10**20} --bootstrap-servers x:1", 2, "less than or equal to 1000000"),

@@ -152,7 +152,6 @@ class StageManifests:
         spec = msgspec.structs.replace(spec, replica="", topology=self.cluster.topology or spec.topology)
         host = ReplicaHostSpec(spec, dispatcher, LIFE_FOLDER, CREDENTIAL_FOLDER)
         container = self._container(REPLICA, host, resources(hardware, isolation))
-        container["image"] = spec.image or container["image"]
         pod = self._pod(REPLICA, container, grace_s=grace_s, scratch_mib=_scratch_mib(hardware, isolation))
         for name, path, volume in _declared_volumes(isolation):
             pod["volumes"].append({"name": name, **volume})

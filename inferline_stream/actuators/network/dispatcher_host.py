@@ -136,7 +136,7 @@ class DispatcherHost:
         match message:
             case HostHello():
                 self._hellos[link] = message
-                dispatcher, replicas = self.supervisor.serving(self._stage, message.hardware)
+                dispatcher, replicas = self.supervisor.serving(self._stage)
                 link.send(Offer(dispatcher, self._slots, replicas))
             case Take() if link in self._hellos:
                 self._take(link, self._hellos.pop(link))

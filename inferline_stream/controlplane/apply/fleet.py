@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
-from inferline_stream.controlplane.apply.code_versions import CodeVersions, plainly
 from inferline_stream.controlplane.apply.rolling_update import StageReplica, next_change
 from inferline_stream.controlplane.loop_steps import woken
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
@@ -18,7 +17,6 @@ from inferline_stream.controlplane.replica_counts import copied, stock_of_gpus, 
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.pipeline.hardware import share_gpus
 from inferline_stream.pipeline.replica_slots import ReplicaSlots
-from inferline_stream.pipeline.version import version_on
 from inferline_stream.tuner.plan_basis import Replicas
 
 logger = logging.getLogger(__name__)
@@ -41,7 +39,6 @@ class Fleet:
         standby: replicas beyond those, by stage. They are attached to the dispatcher like all others; since it gives
             work to the lowest numbers first, as many are idle.
         cores: most that all replicas that should work may have together. While one replaces another, both have theirs.
-        versions: which code they are started with; None for what the actuator knows.
         leads: whether this controller is sure to lead; while it is not, nothing is asked of the actuator.
     """
 
@@ -51,7 +48,6 @@ class Fleet:
     standby: Mapping[str, int] = field(default_factory=dict)
     cores: float = math.inf
     leads: Callable[[], bool] = lambda: True
-    versions: CodeVersions | None = None
     newest_code_s: float = float("-inf")
     """Replicas started before this time run older code. On the event loop's clock."""
     started_s: dict[str, float] = field(default_factory=dict)
@@ -102,13 +98,9 @@ class Fleet:
         async with self._one_at_a_time:
             if not self.leads():
                 return
-            if self.versions is not None:
-                await self.versions.know()
-            every = await self.observe()
             by_stage: defaultdict[str, list[ObservedReplica]] = defaultdict(list)
-            for r in every:
-                if not version_on(r.hardware):
-                    by_stage[r.stage].append(r)
+            for r in await self.observe():
+                by_stage[r.stage].append(r)
             freeing = {r.hardware for held in by_stage.values() for r in held if r.state == "retiring"}
             refused: InferlineError | None = None
             for stage in self.view.shape.stages:
@@ -118,9 +110,6 @@ class Fleet:
                     raise
                 except InferlineError as error:  # such as where something else scales that stage, too
                     refused = refused or error
-            if self.versions is not None:
-                wanted = {stage: kinds for stage, kinds in self.wanted.items() if stage not in self._retired}
-                await self.versions.reconcile(every, wanted, self.view.plan.slots)
             if refused is not None:
                 raise refused
 
@@ -265,14 +254,12 @@ class Fleet:
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return what there is. What was known of replicas that are gone is forgotten."""
         replicas = await self.actuator.observe()
-        alone = plainly(replicas)
         there = [r for r in replicas if r.state != "waiting"]
-        self.room = self._room(alone)
-        self.pending = Counter((r.stage, r.hardware) for r in alone if r.state == "running" and r.pending)
+        self.room = self._room(replicas)
+        self.pending = Counter((r.stage, r.hardware) for r in replicas if r.state == "running" and r.pending)
         self.started_s = {r.replica: r.started_s for r in there}
         self.ways = {r.replica: r.way for r in there}
-        running = [r for r in there if not version_on(r.hardware)]
-        self.older = frozenset(r.stage for r in running if r.started_s < self.newest_code_s)
+        self.older = frozenset(r.stage for r in there if r.started_s < self.newest_code_s)
         return replicas
 
     async def retire(self, stages: Collection[str]) -> None:

@@ -18,7 +18,7 @@ from inferline_stream.controlplane.loop_steps import woken
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.slot_grants import CanaryShare, HardwarePlan, StagePlan
+from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.event_classes import numbered
 from inferline_stream.pipeline.plan import hold_of
@@ -141,7 +141,6 @@ class SlotKeeper:
         spec: of a stage's new dispatchers.
         outdated: whether to replace a dispatcher because newer code was given.
         leads: whether this controller is sure to lead; while it is not, nothing is asked of the actuator.
-        canary: what a version that is tried out gets of a stage's events.
     """
 
     view: PipelineView
@@ -150,7 +149,6 @@ class SlotKeeper:
     spec: SpecOf
     outdated: Callable[[ObservedDispatcher], bool] = lambda dispatcher: False
     leads: Callable[[], bool] = lambda: True
-    canary: Callable[[str], CanaryShare | None] = lambda stage: None
     table: SlotTable = field(init=False)
     silence: Silence = field(init=False)
     _phases: dict[str, tuple[DispatcherPhase, int]] = field(default_factory=dict)
@@ -335,7 +333,7 @@ class SlotKeeper:
         server = view.context.pipeline.stage(stage).server
         idle = view.plan.idle.get(stage) if server is not None and server.sleep else None
         after_s = 0.0 if idle is None else idle.after_s
-        return StagePlan(hardware, hold_of(allocations), sample, rest_s, self.canary(stage), share, after_s)
+        return StagePlan(hardware, hold_of(allocations), sample, rest_s, share, after_s)
 
     # -- the end -------------------------------------------------------------------------------------
 

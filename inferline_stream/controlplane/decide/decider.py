@@ -32,7 +32,6 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.spot import is_spot
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.replay.live_observations import Figures, figures_of
@@ -212,8 +211,6 @@ class Decider:
             self._set_by_people(entry.key, override)
 
     def _set_by_people(self, key: str, override: Override | None) -> None:
-        tried, code = self.overrides.canary, None if override is None else override.code
-        name = "" if tried is None or tried.code is None else tried.code.name
         self.overrides = self.overrides.with_record(key, override)
         logger.info("override %s: %s", key, override or "not set")
         self.follow_people()
@@ -225,13 +222,7 @@ class Decider:
             of = {stage: n for stage, kinds in self.fleet.wanted.items() if (n := kinds.get(override.subject))}
             if not of:
                 logger.warning("notice of %s: there is no replica of it, so nothing is replaced", override.subject)
-        if override is not None and override.kind == "canary" and code is not None and code.name != name:
-            left = format_duration(max(0.0, (override.until_s or 0.0) - time.time()))
-            what = f"copies of {override.value:.3g}" if code.mirror else f"{override.value:.3g}"
-            detail = f"given by {override.who or 'somebody'}: version {code.name} gets {what} of the events, and has "
-            detail += f"{left} to show that it is as good"
-            self.decided(Decision(copied(self.fleet.wanted), Action.CANARY, Reason.CANARY_BEGUN, detail))
-        if override is not None and override.kind == "code" and (code is None or code.name != name):
+        if override is not None and override.kind == "code":
             detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
             if stop_first := self._stops_first():
                 detail += f"; no place is spare for {stop_first}: each stops before the next one starts"
@@ -303,17 +294,13 @@ class Decider:
         self.decided(Decision(copied(self.fleet.wanted), Action.REPLACE, Reason.SPOT_LOST, detail))
 
     def _follow_code(self, fleet: Fleet, ahead_s: float) -> None:
-        """Have replicas start with the code that people, or a verdict, have given.
+        """Have replicas start with the code that people have given.
 
         Args:
             fleet: of the stages' replicas.
             ahead_s: what the event loop's clock is ahead of the one of records.
         """
-        versions, trial, code_s = fleet.versions, self.overrides.canary, self.overrides.code_s
-        running = self.overrides.code(str(self.run.topology.resolve()))
-        if versions is not None and (running, trial) != (versions.running, versions.trial):
-            versions.running, versions.trial = running, trial
-            fleet.changed()
+        code_s = self.overrides.code_s
         if code_s is not None and code_s > self._code_s:
             self._code_s = code_s
             # By the clock of the one who gave it; one that is ahead of ours means now.
@@ -441,7 +428,7 @@ class Decider:
             self._decided(decision, time_s, envelope)
 
     def _applies(self, decision: Decision) -> bool:
-        return decision.action is Action.CANARY or (decision.action is not Action.HOLD and not self.run.advisory)
+        return decision.action is not Action.HOLD and not self.run.advisory
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""

@@ -111,16 +111,13 @@ class ReplanClock:
             return
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
-        before = self.view.measured
-        measured = corrected(before, self.view.shape, self.view.reports.totals(self._counts))
+        measured = corrected(self.view.measured, self.view.shape, self.view.reports.totals(self._counts))
         try:
             inputs = await self._inputs(measured)
         except Unreachable:
             self._occasions.again(now_s + _AGAIN_S)
             raise
         proposal = await call_in_subprocess(replan, inputs)
-        if self.view.measured is not before:  # another version has taken over meanwhile, and is planned for next
-            return
         if self._held():  # since it was asked for, and what people want was noted as planned for
             self._occasions.again(0.0)
             return
@@ -134,12 +131,6 @@ class ReplanClock:
     def _held(self) -> bool:
         """Whether no plan is taken up now: people hold decisions, or the machine lacks cores, and that is measured."""
         return bool(self.view.core_use.crowded) or self.overrides().paused(time.time())
-
-    def measured_again(self, measured: PipelineProfile) -> None:
-        """Another version of the stages runs, which was measured: plan by that, and by what is counted from now on."""
-        self.view.measured = self.view.reports.measured = measured
-        self._counts = self.view.reports.totals()
-        self._occasions.again(0.0)
 
     def _slo_s(self) -> float:
         return self.overrides().slo_s(time.time()) or self.view.context.pipeline.slo_s

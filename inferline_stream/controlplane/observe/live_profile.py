@@ -17,7 +17,6 @@ from inferline_stream.pipeline.profile import (
     Variation,
 )
 from inferline_stream.pipeline.shape import Paths, Scope, Shape, independent_paths, rates, visited, with_rates
-from inferline_stream.pipeline.version import kind_alone, version_on
 
 FEWEST_BATCHES = 50
 """A service time from fewer batches would be noise."""
@@ -68,28 +67,6 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Mapping[str, StageCo
         hop_overhead_s=profile.hop_overhead_s - profile.network_s + network_s,
         network_s=network_s,
     )
-
-
-def with_times_of(
-    version: str, profile: PipelineProfile, shape: Shape, seen: Mapping[str, StageCounts]
-) -> PipelineProfile:
-    """The profile with the service times of a version's own replicas.
-
-    Paths and the network stay: branches and results are counted of all versions together.
-
-    Args:
-        version: its name.
-        profile: of the pipeline.
-        shape: its DAG.
-        seen: what was counted of its stages.
-    """
-    own = {
-        stage: StageCounts(
-            batch_stats={kind_alone(k): sizes for k, sizes in counts.batch_stats.items() if version_on(k) == version}
-        )
-        for stage, counts in seen.items()
-    }
-    return replace(profile, profiles=corrected(profile, shape, own).profiles)
 
 
 def expected_service_s(profile: Profile, batches: Batches) -> float:

@@ -16,7 +16,6 @@ from inferline_stream.pipeline.deadline_order import Stay
 from inferline_stream.pipeline.fallback import FEWEST_DEGRADED, Served, padded
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Scope, Shape
-from inferline_stream.pipeline.version import version_on
 from inferline_stream.tuner.observation import RECENT_S
 
 _FEWEST_EVENTS = 100
@@ -266,11 +265,6 @@ class PoolReports:
             return self.groups[stage].members
         return sum(r.hardware == hardware and r.phase == "ready" and not r.quarantined for r in self.replicas(stage))
 
-    def memory_bytes(self, stage: str, version: str) -> int:
-        """Most memory that a ready replica of a version has had; 0 where none says."""
-        own = (r for r in self.replicas(stage) if r.phase == "ready" and version_on(r.hardware) == version)
-        return max((r.memory_bytes for r in own), default=0)
-
     def ready_stages(self) -> Set[str]:
         """Stages with a ready replica."""
         ready = {stage for stage in self._shape.stages if any(r.phase == "ready" for r in self.replicas(stage))}
@@ -432,8 +426,6 @@ class PoolReports:
     def _predicted_s(self, stage: str, recent: StageCounts) -> float | None:
         expected_s = 0.0
         for hardware, sizes in recent.batch_stats.items():
-            if version_on(hardware):
-                continue
             profile = self.measured.profiles.get((stage, hardware))
             if profile is None:
                 return None

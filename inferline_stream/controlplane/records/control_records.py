@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from inferline_stream.dataplane.slot_grants import CanaryShare
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.hardware import MOST_REPLICAS
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
@@ -61,31 +60,6 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
             raise ValueError("a time is out of range")
 
 
-class CodeVersion(msgspec.Struct, frozen=True):
-    """Code of the stages that replicas are started with in place of a run's own."""
-
-    name: str
-    """A few characters, of this version alone."""
-    topology: str
-    """Absolute path of its file, where replicas run; empty for the run's, in another image."""
-    began_s: float = 0.0
-    """When it was given, in seconds since the epoch."""
-    replaces: str = ""
-    """Path of the topology that the run was started with which it has become the code of; empty while it is tried out.
-    A run of another one has its own code."""
-    image: str = ""
-    """For Kubernetes; empty for the run's."""
-    mirror: bool = False
-    """Whether it is tried out on copies of events, and its results are compared."""
-    digests: dict[str, str] = {}
-    """Of each stage's code: where it is the running one's, there is nothing to try out."""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch("[a-z0-9]{1,16}", self.name):
-            raise ValueError(f"{self.name!r} is no name of a version")
-        check_time(self.began_s)
-
-
 class Override(msgspec.Struct, frozen=True):
     """What people set in place of a decision. Key: `key` of it, so that the newest of each kind counts.
 
@@ -93,22 +67,19 @@ class Override(msgspec.Struct, frozen=True):
     """
 
     kind: Literal[
-        "pause", "scale", "limits", "standby", "slo", "price", "stock", "notice", "reserve", "traffic", "code", "canary"
+        "pause", "scale", "limits", "standby", "slo", "price", "stock", "notice", "reserve", "traffic", "code"
     ]
     subject: str = ""
     """A stage for scale, limits and standby, a hardware kind for price, stock and notice, ``node/NAME`` for a notice of
     a node, a window (`On`) for reserve and traffic."""
     value: float | None = None
     """Replicas, seconds of the SLO, dollars per hour, replicas in stock, seconds until a spot kind is taken, times the
-    traffic, the share of events of a canary, or when newer code was given, in seconds since the epoch: replicas started
-    before are replaced."""
+    traffic, or when newer code was given, in seconds since the epoch: replicas started before are replaced."""
     minimum: int | None = None
     maximum: int | None = None
     until_s: float | None = None
     """Seconds since the epoch at which it lapses; None for good."""
     who: str = ""
-    code: CodeVersion | None = None
-    """Of a canary; of newer code, where it is in another place than the run's own."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:
@@ -127,17 +98,13 @@ class Override(msgspec.Struct, frozen=True):
             check_time(self.until_s)
         if self.kind == "notice" and self.until_s is None:
             raise ValueError(f"a notice of {self.subject} has no time at which it is taken")
-        if self.kind == "canary" and (self.code is None or self.until_s is None or not 0 < (self.value or 0) <= 1):
-            raise ValueError(f"a canary of {self.value} until {self.until_s}")
 
     def heard(self, late_s: float) -> Override:
         """Return it by the clock of the one who has just heard of it, whose time is so much later than its writer's."""
-        code = self.code
         return msgspec.structs.replace(
             self,
             value=self.value + late_s if self.kind == "code" and self.value is not None else self.value,
             until_s=None if self.until_s is None else self.until_s + late_s,
-            code=code and msgspec.structs.replace(code, began_s=max(0.0, code.began_s + late_s)),
         )
 
     @property
@@ -145,12 +112,6 @@ class Override(msgspec.Struct, frozen=True):
         """The entry of a schedule that a reserve or a traffic is."""
         reserve = self.kind == "reserve"
         return On(self.subject, self.value if reserve else None, None if reserve else self.value)
-
-    @property
-    def canary_share(self) -> CanaryShare:
-        """What a version that is tried out gets of the events."""
-        assert self.code is not None and self.value is not None, "this is one of a canary"  # noqa: PT018
-        return CanaryShare(self.code.name, self.value, self.code.mirror)
 
     @property
     def key(self) -> str:
@@ -209,7 +170,6 @@ DECISIONS_KEPT = 500
 PLANS_KEPT = 100
 """Plans that stay there."""
 
-CANARY_KEY = "canary"
 PLAN_KEY = "plan"
 WANTED_KEY = "wanted"
 SLO_KEY = "slo-window"
@@ -365,7 +325,7 @@ class Overrides:
 
     def without_code(self) -> Overrides:
         """The same, for a run with code of its own."""
-        return Overrides({key: o for key, o in self.by_key.items() if o.kind not in ("code", "canary")})
+        return Overrides({key: o for key, o in self.by_key.items() if o.kind != "code"})
 
     def _valid(self, kind: str, now_s: float) -> dict[str, Override]:
         return {
@@ -398,17 +358,6 @@ class Overrides:
         """When newer code of the stages was given last, where it was."""
         override = self.by_key.get("code")
         return None if override is None else override.value
-
-    def code(self, topology: str) -> CodeVersion | None:
-        """What has become the code of a run that was started with this topology; None for what is there."""
-        override = self.by_key.get("code")
-        code = None if override is None else override.code
-        return code if code is not None and code.replaces == topology else None
-
-    @property
-    def canary(self) -> Override | None:
-        """The version that is tried out, its time over or not."""
-        return self.by_key.get(CANARY_KEY)
 
     def windows(self, now_s: float) -> tuple[On, ...]:
         """What was set of traffic to come."""

@@ -45,10 +45,6 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.PLAN_MISSES_SLO: "the plan in force would miss the SLO on what was recorded and measured",
         Reason.PLAN_INFEASIBLE: "no plan meets the SLO on what was recorded and measured",
         Reason.NEW_CODE: "newer code of the stages was given",
-        Reason.CANARY_BEGUN: "a version is tried out on a share of the events",
-        Reason.CANARY_PASSED: "a version that is tried out was as good as the running one",
-        Reason.CANARY_PROMOTED: "a version was as good as the running one at every step, and takes its place",
-        Reason.CANARY_ROLLED_BACK: "a version that was tried out is given up",
     }
 )
 """What a reason means, said afterwards."""
@@ -59,7 +55,6 @@ _AMOUNTS: Mapping[str, Callable[[float], str]] = {
     "price": "${:g}/h".format,
     "reserve": "{:g} times".format,
     "traffic": "{:g} times".format,
-    "canary": "{:.3g} of the events".format,
 }
 """How the value of an override is written; a number of replicas where its kind is left out."""
 

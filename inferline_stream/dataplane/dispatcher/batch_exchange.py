@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Sequence
 
-from inferline_stream.dataplane.dispatcher.canary import Canary
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
 from inferline_stream.dataplane.dispatcher.fallback_batches import FallbackBatches
 from inferline_stream.dataplane.dispatcher.lost_batches import LostBatches
@@ -35,7 +34,6 @@ from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.pipeline.fallback import FALLBACK, MAIN
 from inferline_stream.pipeline.units import count_of
-from inferline_stream.pipeline.version import version_on
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +62,8 @@ class BatchExchange:
         self._trust = ReplicaTrust()
         self._doubtful = DoubtfulBatches(slot, pool, self._trust)
         self._lost = LostBatches(slot, self._doubtful)
-        self._canary = Canary(slot, pool)
         self._fallback = FallbackBatches(slot)
-        self._next = NextBatches(slot, pool, self._canary, self._fallback, self._doubtful)
+        self._next = NextBatches(slot, pool, self._fallback, self._doubtful)
         self._stragglers_at_s = 0.0
         self._sleep_after_s, self._worked_s = 0.0, -math.inf
         """See `StagePlan`; when a replica had a batch last."""
@@ -78,7 +75,6 @@ class BatchExchange:
     def follow(self, plan: StagePlan) -> None:
         """Hand out by this plan from now on."""
         self._pool.configure(plan)
-        self._canary.follow(plan, self._session)
         self._fallback.follow(plan)
         self._next.follow(plan)
         self._sleep_after_s = plan.sleep_after_s
@@ -101,10 +97,6 @@ class BatchExchange:
         """Take a replica into the pool, which gets work once it says that it is ready."""
         name, hardware = message.replica, message.hardware
         self._ended(name, "it was attached again")  # what it had in hand would be waited for for ever
-        if version_on(hardware):
-            self._canary.welcome(self._canary.pool.attach(name, hardware, message.number, message.node))
-            self._slot.ask(Report())
-            return
         self._pool.attach(name, hardware, message.number, message.node)
         limit_s = self._slot.settings.start_limit_s(gpu=message.gpu)
         if message.again:
@@ -114,22 +106,19 @@ class BatchExchange:
 
     def retire(self, message: Retire) -> None:
         """Let a replica finish its batches, and then leave, or move to another dispatcher."""
-        replica, pool = self._find(message.replica)
+        replica = self._pool.replicas.get(message.replica)
         if replica is None:
             return
         replica.moves = message.moves
-        pool.retire(message.replica)
+        self._pool.retire(message.replica)
         replica.status.phase = "leaving"
         self._leave_if_idle(replica)
         self._slot.ask(Report())
 
     def way_broke(self, message: ReplicaLost) -> None:
         """Take back what a replica has in hand, since the way to it broke: that is no fault of its events."""
-        name, (replica, pool) = message.replica, self._find(message.replica)
+        name, replica = message.replica, self._pool.replicas.get(message.replica)
         if replica is None:
-            return
-        if pool is self._canary.pool:
-            self._canary.end(self._session, replica, blamed=False)
             return
         in_hand = len(replica.hands)
         if in_hand:
@@ -145,40 +134,29 @@ class BatchExchange:
     def serve(self, session: Session) -> None:
         """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
         self._session = session
-        self._canary.begin(session)
         for replica in self._pool.replicas.values():
             replica.quarantined = False
-        for replica in self._replicas():
             for hand in replica.hands.values():
                 if hand.epoch != session.epoch:
                     hand.events = ()
 
     def in_hand(self) -> int:
         """Return how many of the session's events replicas have in hand."""
-        return sum(len(hand.events) for replica in self._replicas() for hand in replica.hands.values())
+        return sum(len(hand.events) for replica in self._pool.replicas.values() for hand in replica.hands.values())
 
     def fill(self, report: PoolReport) -> None:
         """Complete a report with what is known of each replica, and what the last hour has seen of a fallback."""
         for replica in self._pool.replicas.values():
             replica.status.quarantined = replica.quarantined
-        report.replicas = [replica.status for replica in self._replicas()]
+        report.replicas = [replica.status for replica in self._pool.replicas.values()]
         self._fallback.fill(report)
-
-    def _replicas(self) -> list[PooledReplica]:
-        return [*self._pool.replicas.values(), *self._canary.pool.replicas.values()]
-
-    def _find(self, name: str) -> tuple[PooledReplica | None, Pool]:
-        """Return a replica, and the pool that it is in."""
-        tried = self._canary.pool
-        return (tried.replicas[name], tried) if name in tried.replicas else (self._pool.replicas.get(name), self._pool)
 
     def _leave_if_idle(self, replica: PooledReplica) -> None:
         if not replica.leaving or replica.hands:
             return
-        found, pool = self._find(replica.replica)
-        if found is not replica:
+        if self._pool.replicas.get(replica.replica) is not replica:
             return
-        pool.detach(replica.replica)
+        self._pool.detach(replica.replica)
         self._doubtful.spare(self._session, replica)
         self._trust.forget(replica.replica)
         # One that leaves closes the connection. One that still loads its stage could not read the frame after our end
@@ -192,7 +170,7 @@ class BatchExchange:
         """Hand out what can be handed out now, and say when to look again."""
         slot, pool = self._slot, self._pool
         self._next.hand_out(self._session)
-        for deadline_s in (pool.next_deadline_s, self._trust.next_s, self._canary.pool.next_deadline_s):
+        for deadline_s in (pool.next_deadline_s, self._trust.next_s):
             if deadline_s is not None:
                 slot.wake_at(deadline_s)
         if len(pool.replicas) >= SLOW_PEERS:
@@ -222,7 +200,7 @@ class BatchExchange:
 
     def answer_bytes(self, name: str, epoch: int, batch: int) -> int | None:
         """Return the longest frame that a replica may answer a batch with; None where it has no such batch in hand."""
-        replica, _ = self._find(name)
+        replica = self._pool.replicas.get(name)
         hand = None if replica is None else replica.hands.get(batch)
         if hand is None or hand.epoch != epoch:
             return None
@@ -230,16 +208,13 @@ class BatchExchange:
 
     def hear(self, event: Heard) -> None:
         """Take in a frame."""
-        (replica, pool), frame = self._find(event.replica), event.frame
+        replica, frame = self._pool.replicas.get(event.replica), event.frame
         if replica is None:
             return
         if type(frame) is Results:
-            self._results(replica, pool, frame)
+            self._results(replica, frame)
         elif type(frame) is Ready:
-            self._ready(replica, pool, frame)
-        elif pool is self._canary.pool and isinstance(frame, Returned | Broken):
-            self._canary.unanswered(self._session, replica, frame)
-            self._leave_if_idle(replica)
+            self._ready(replica, frame)
         elif type(frame) is Returned:
             self._returned(replica, frame)
         elif type(frame) is Broken:
@@ -248,25 +223,20 @@ class BatchExchange:
                     self._lost.spare_one(self._session, replica, number, frame.reason)
             self._end(replica, frame.reason, memory=frame.memory, device=frame.device)
 
-    def _ready(self, replica: PooledReplica, pool: Pool, frame: Ready) -> None:
-        if pool is self._pool:
-            self._doubtful.happens(self._session, replica, Happening.READY)
+    def _ready(self, replica: PooledReplica, frame: Ready) -> None:
+        self._doubtful.happens(self._session, replica, Happening.READY)
         replica.has_fallback = frame.fallback
-        pool.ready(replica.replica, self._slot.now_s)
+        self._pool.ready(replica.replica, self._slot.now_s)
         status = replica.status
         status.phase = "leaving" if replica.leaving else "ready"
         status.start_up_s, status.isolation = believed_s(frame.start_up_s) or 0.0, frame.isolation
         self._slot.ask(Report())
 
-    def _results(self, replica: PooledReplica, pool: Pool, frame: Results) -> None:
-        hand, session, now_s = replica.hands.get(frame.batch), self._session, self._slot.now_s
+    def _results(self, replica: PooledReplica, frame: Results) -> None:
+        hand, pool, session = replica.hands.get(frame.batch), self._pool, self._session
+        now_s = self._slot.now_s
         if hand is None or hand.epoch != frame.epoch:
             return  # of another dispatcher's time
-        tried = pool is self._canary.pool
-        if tried and len(frame.outcomes) != hand.batch_size:
-            why = f"{count_of(len(frame.outcomes), 'outcome')} for {count_of(hand.batch_size, 'event')}"
-            self._canary.end(session, replica, blamed=True, why=why)
-            return
         if hand.events and len(frame.outcomes) != len(hand.events):
             answered = count_of(len(frame.outcomes), "outcome")
             self._give_up(replica, f"answered {answered} for a batch of {len(hand.events)}")
@@ -281,7 +251,6 @@ class BatchExchange:
             pool.too_large(replica.hardware, frame.too_large, now_s)
         was_fresh = not replica.passed
         pool.finish(replica, calls, now_s, frame.batch, success=success)
-        replica.status.memory_bytes = max(replica.status.memory_bytes, believed_bytes(frame.memory_bytes))
         busy_s, remote = believed_s(frame.busy_s), bool(replica.status.node)
         if hand.version == MAIN:
             count_batch(counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
@@ -290,12 +259,6 @@ class BatchExchange:
         if hand.span is not None and self._slot.spans is not None:
             self._slot.spans.end(hand.span, frame.outcomes)
         current = hand.epoch == session.epoch
-        if tried:
-            self._canary.answered(session, replica, hand, frame)
-            self._leave_if_idle(replica)
-            return
-        if hand.events and hand.version == MAIN and self._canary.share is not None:
-            self._canary.timed(pool.last_ratio(replica))
         if (hand.probe or hand.test) and not success:
             self._failed_sample(replica, current=current)
             return
@@ -312,8 +275,6 @@ class BatchExchange:
                 self._keep(replica, hand, frame.outcomes)
             elif not hand.alone or session.suspects.passed(hand.events[0]):
                 session.suspects.processed(hand.events[done].payload)
-                if self._canary.share is not None and hand.class_number not in self._slot.routes.backgrounds:
-                    self._canary.copy(hand.events, frame.outcomes)
                 session.finished(hand.events, frame.outcomes)
         if replica.doubted or not success:
             self._doubtful.happens(session, replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
@@ -345,10 +306,8 @@ class BatchExchange:
 
     def connection_ended(self, event: ConnectionEnded) -> None:
         """Take a replica out whose connection is of no more use."""
-        replica, pool = self._find(event.replica)
-        if replica is not None and pool is self._canary.pool:
-            self._canary.end(self._session, replica, blamed=True, why=event.broken)
-        elif replica is not None and event.broken:  # its process lives then, and nobody else would end it
+        replica = self._pool.replicas.get(event.replica)
+        if replica is not None and event.broken:  # its process lives then, and nobody else would end it
             self._give_up(replica, event.broken)
         else:
             self._ended(event.replica, "its connection ended")
@@ -367,10 +326,8 @@ class BatchExchange:
         self._trust.forget(replica.replica)
 
     def _ended(self, name: str, why: str) -> None:
-        replica, pool = self._find(name)
-        if replica is not None and pool is self._canary.pool:
-            self._canary.end(self._session, replica, blamed=False)
-        elif replica is not None:
+        replica = self._pool.replicas.get(name)
+        if replica is not None:
             self._end(replica, why)
 
     def _end(
@@ -391,8 +348,6 @@ class BatchExchange:
         for replica, batch, hard in list(self._pool.overdue(now_s)):
             if replicas.get(replica.replica) is replica:  # another batch of its may have ended it just now
                 self._overdue(replica, batch, hard=hard)
-        if self._canary.pool.next_deadline_s is not None:
-            self._canary.look_at_time(self._session)
         for name, why in self._trust.overdue(now_s):
             logger.warning("replica %s is replaced: %s", name, why)
             if (late := replicas.get(name)) is not None:
@@ -426,11 +381,6 @@ class BatchExchange:
 def believed_s(claimed_s: float) -> float | None:
     """Return a time that a replica claims; None where it is negative, no number, or longer than a report counts."""
     return claimed_s if 0 <= claimed_s <= MAX_COUNTED_S else None
-
-
-def believed_bytes(claimed: int) -> int:
-    """Return a size that a replica claims, as far as it can be."""
-    return min(max(claimed, 0), 1 << 50)
 
 
 def believed_calls(frame: Results, batch_size: int) -> Sequence[Call]:

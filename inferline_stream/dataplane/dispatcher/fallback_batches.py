@@ -89,7 +89,7 @@ class FallbackBatches:
 
 @dataclass(slots=True)
 class AnsweredBatch:
-    """A batch that a fallback, or a version that is tried out, has answered."""
+    """A batch that a fallback has answered."""
 
     ended: list[Event] = field(default_factory=list)
     """Events whose results count, in their order."""
@@ -98,7 +98,7 @@ class AnsweredBatch:
     again: list[Event] = field(default_factory=list)
     """Events that run again, in their order."""
     failed: list[Event] = field(default_factory=list)
-    """Those of them that the version failed on. The others come after one of these in their key."""
+    """Those of them that the fallback failed on. The others come after one of these in their key."""
 
 
 def answered_batch(slot: SlotContext, events: Sequence[Event], outcomes: Sequence[Answer]) -> AnsweredBatch:

@@ -1,4 +1,4 @@
-"""Who gets which batch next: suspects and samples, a version that is tried out, the queue, and background events."""
+"""Who gets which batch next: suspects and samples, the queue, and background events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE, WAITING_S
-from inferline_stream.dataplane.dispatcher.canary import Canary
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.fallback_batches import FallbackBatches
@@ -31,18 +30,14 @@ class NextBatches:
 
     Args:
         slot: whose events they are.
-        pool: of the running version: says which replica gets the next one.
-        canary: what a version that is tried out gets.
+        pool: says which replica gets the next one.
         fallback: says which batches it may have.
         doubtful: says which replicas are tested.
     """
 
-    def __init__(
-        self, slot: SlotContext, pool: Pool, canary: Canary, fallback: FallbackBatches, doubtful: DoubtfulBatches
-    ) -> None:
+    def __init__(self, slot: SlotContext, pool: Pool, fallback: FallbackBatches, doubtful: DoubtfulBatches) -> None:
         self._slot = slot
         self._pool = pool
-        self._canary = canary
         self._fallback = fallback
         self._doubtful = doubtful
         self._numbers = itertools.count(1)
@@ -92,10 +87,9 @@ class NextBatches:
         """Hand live events to replicas, and before them what a rate guarantees of background ones."""
         slot, pool, queue, now_s = self._slot, self._pool, session.queue, self._slot.now_s
         routes, hold_ms = slot.routes, self._plan.hold_s * 1e3
-        canary, may_fall_back = self._canary, self._plan.fallback_share > 0
+        may_fall_back = self._plan.fallback_share > 0
         guarantees = bool(routes.backgrounds) and session.background.guarantees
         rest_s = self._rest_s if now_s <= self._rest_until_s else self._plan.rest_s
-        self._serve_canary(session, rest_s, hold_ms)
         while (eligible := queue.eligible) and session.open():
             replica = self._choose(eligible)
             if replica is None:
@@ -118,23 +112,6 @@ class NextBatches:
                 self._hand(session, replica, events, version=version).hopeful = hopeful
                 if may_fall_back:
                     self._fallback.handed(len(events), version)
-                if canary.share is not None:
-                    canary.handed(events, own=False)
-                self._serve_canary(session, rest_s, hold_ms)
-
-    def _serve_canary(self, session: Session, rest_s: float, hold_ms: float) -> None:
-        """Hand out what a version that is tried out gets now, and what it leaves to the running one."""
-        canary, again = self._canary, self._canary.to_run_again
-        if canary.share is None and not again:
-            return
-        canary.share_keys(session)
-        while again and session.open() and (replica := self._choose(len(again))) is not None:
-            if events := canary.again(self._pool.limit(replica.hardware), session):
-                self._hand(session, replica, events)
-        while session.open() and (found := canary.take(session, rest_s, hold_ms)) is not None:
-            replica, taken = found
-            self._hand(session, replica, taken.events, pool=canary.pool).hopeful = taken.hopeful
-        canary.send_copies(session, self._numbers)
 
     def _choose(self, eligible: int) -> PooledReplica | None:
         """Return the replica that gets the next batch; None where there is none now."""
@@ -204,10 +181,9 @@ class NextBatches:
         events: Sequence[Event] = (),
         *,
         sample: Probe | None = None,
-        pool: Pool | None = None,
         version: int = MAIN,
     ) -> Hand:
-        slot, pool = self._slot, pool or self._pool
+        slot, pool = self._slot, self._pool
         payloads = [event.payload for event in events] if sample is None else [sample.input]
         hand = pool.begin(replica, len(payloads), slot.now_s, next(self._numbers), version)
         hand.epoch, hand.events = session.epoch, events

@@ -75,10 +75,6 @@ class Pool:
         self._one_each = True
         """Whether no replica may have several batches in hand."""
 
-    def beside(self) -> Pool:
-        """Return another one on the same terms, without a replica."""
-        return Pool(self._batch_deadline_s, self._least_deadline_s)
-
     def configure(self, plan: StagePlan) -> None:
         """Apply what the plan says of the stage's replicas."""
         for hardware in {*self._kinds, *plan.hardware}:
@@ -370,11 +366,6 @@ class Pool:
                 replica.pace = 1.0 if alike else replica.slowdown
                 self._compare()
         replica.finished_s = now_s
-
-    def last_ratio(self, replica: PooledReplica) -> float | None:
-        """Return measured over profiled service time of a replica's last batch; None of its first, or unprofiled."""
-        known = replica.batches > _WARM_UP_BATCHES and self._kinds[replica.hardware].sizes
-        return replica.last_ratio if known else None
 
     # Time
 

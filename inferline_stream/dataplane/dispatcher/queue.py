@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -65,8 +64,6 @@ class StageQueue:
         self._keyed = keys_in_order
         self._live, self._aside = WaitingRoom(), WaitingRoom()
         """Hopeful events, as far as was found out, and hopeless ones."""
-        self._shared, self._share = WaitingRoom(), 0.0
-        """Events of the keys that a version which is tried out gets, and its share of the keys."""
         self._mixed = 0
         """Batches that were formed while some of both waited, since the last that was of hopeless ones."""
         self._lanes: dict[tuple[int, bytes] | bytes, KeyLane] = {}
@@ -83,29 +80,6 @@ class StageQueue:
     def eligible(self) -> int:
         """Events of which the next batch could be: hopeful ones, or hopeless ones where no other waits."""
         return self._live.eligible or self._aside.eligible
-
-    @property
-    def shared(self) -> int:
-        """Events of which the next batch of a version that is tried out could be, by `share_keys`."""
-        return self._shared.eligible
-
-    def share_keys(self, share: float) -> None:
-        """Set this share of all keys aside for a version that is tried out, by their hash; with 0, none any more.
-
-        Events of a key keep their order: those in hand are waited for first, at either version.
-        """
-        if share == self._share:
-            return
-        self._share = share
-        for lane in self._lanes.values():
-            before, waiting = lane.room, len(lane.waiting)
-            if waiting and not lane.in_hand and (before is self._shared) != self._shares(lane):
-                before.eligible -= waiting
-                before.behind -= waiting - 1
-                self._place(lane)
-
-    def _is_shared(self, key: bytes) -> bool:
-        return self._share > 0 and zlib.crc32(key) < self._share * 2**32
 
     def bytes_of(self, partition: int) -> int:
         """Return the size of a partition's waiting events."""
@@ -155,7 +129,7 @@ class StageQueue:
         name = key if partition < CLASS_STRIDE else _lane_of(partition, key)
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = KeyLane(self._shared if self._is_shared(key) else room)
+            lane = self._lanes[name] = KeyLane(room)
         lowers = lane.append(place, sequence, event)
         if not lane.in_hand:
             room = lane.room
@@ -204,20 +178,6 @@ class StageQueue:
                 version = MAIN
         self._left(batch)
         return Taken(batch, hopeful, version)
-
-    def take_shared(self, limit: int, *, keyless: bool) -> Taken:
-        """Remove and return the next batch of a version that is tried out.
-
-        Args:
-            limit: most events of it.
-            keyless: whether it may hold events without an order, too, beside those of its own keys.
-        """
-        batch: list[Event] = []
-        limit = self._shared.fill(batch, limit)
-        if keyless:
-            self._live.fill_without_keys(batch, limit)
-        self._left(batch)
-        return Taken(batch, len(batch))
 
     def _left(self, batch: Sequence[Event]) -> None:
         """Count events no more that were taken."""
@@ -317,7 +277,7 @@ class StageQueue:
 
     def drop(self, partition: int) -> list[Event]:
         """Remove and return a partition's waiting events. Those in hand are still to be released."""
-        dropped = [*self._live.drop(partition), *self._aside.drop(partition), *self._shared.drop(partition)]
+        dropped = [*self._live.drop(partition), *self._aside.drop(partition)]
         for name, lane in list(self._lanes.items()):
             waiting, lane.waiting, lane.low = lane.waiting, [], None
             for place, sequence, event in waiting:
@@ -338,10 +298,7 @@ class StageQueue:
     def _place(self, lane: KeyLane) -> None:
         """Make a lane eligible, whose events are all waiting. Whether it is hopeless is found out again."""
         lane.place = lane.waiting[0][1]
-        (self._shared if self._shares(lane) else self._live).put(lane.rank, lane)
-
-    def _shares(self, lane: KeyLane) -> bool:
-        return self._is_shared(lane.waiting[0][2].key or b"")
+        self._live.put(lane.rank, lane)
 
 
 def _lane_of(partition: int, key: bytes) -> tuple[int, bytes] | bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from inferline_stream.dataplane.dispatcher.background import WAITING_BYTES, BackgroundQueues
 from inferline_stream.dataplane.dispatcher.completion import Partition
@@ -65,8 +65,6 @@ class Session:
         self._stayed_until_s = self._sum_stays_at_s = -math.inf
         self.closed = not epoch
         """Whether nothing is handed out or taken in any more."""
-        self.on_finished: Callable[[Sequence[Event], Sequence[Outcome]], object] | None = None
-        """Called with what `finished` takes. Set from outside."""
         self.delivery = ResultDelivery(slot, self.partitions, self._completed)
         self._intakes: dict[int, Intake] = {}
         """By class, once it is owned."""
@@ -304,10 +302,6 @@ class Session:
         """Take the next batch of live events from the queue; those that are past the SLO may end here instead."""
         return self._in_time(self.queue.take(limit, needs, self._slot.now_s * 1e6, terms))
 
-    def take_shared(self, limit: int, *, keyless: bool) -> Taken:
-        """As `take`, for a version that is tried out; see `StageQueue.take_shared`."""
-        return self._in_time(self.queue.take_shared(limit, keyless=keyless))
-
     def _in_time(self, taken: Taken) -> Taken:
         routes = self._slot.routes
         if routes.on_expired != "process":
@@ -350,8 +344,6 @@ class Session:
 
     def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of events, in their order."""
-        if self.on_finished is not None:
-            self.on_finished(events, outcomes)
         self._release(events)
         self.delivery.finished(events, outcomes)
 

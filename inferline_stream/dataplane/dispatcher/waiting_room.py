@@ -69,9 +69,6 @@ class KeyLane:
         return [event for _, _, event in taken]
 
 
-FEW_ENTRIES = 64
-"""Among so many an event without a key is looked for: where most have one, those without are few."""
-
 Entry = tuple[int, int, Event | KeyLane]
 """Rank, sequence number, and what waits."""
 
@@ -159,21 +156,6 @@ class WaitingRoom:
             item.in_hand, item.place = count, 0
             batch += item.pop(count)
         return limit
-
-    def fill_without_keys(self, batch: list[Event], limit: int) -> None:
-        """Move events without a lane to the end of a batch, as far as they are among the first few entries."""
-        heap, passed = self.heap, list[Entry]()
-        while heap and len(batch) < limit and len(passed) < FEW_ENTRIES:
-            entry = heapq.heappop(heap)
-            item = entry[2]
-            if type(item) is KeyLane or (item.limit and item.limit <= len(batch)):
-                passed.append(entry)
-            else:
-                limit = min(limit, item.limit or limit)
-                self.eligible -= 1
-                batch.append(item)
-        for entry in passed:
-            heapq.heappush(heap, entry)
 
     def drop(self, partition: int) -> list[Event]:
         """Remove and return a partition's events without a lane; every lane leaves."""

@@ -20,7 +20,6 @@ import io
 import json
 import logging
 import os
-import resource
 import select
 import socket
 import sys
@@ -323,13 +322,13 @@ class _Server:
             settled = self._stage.process(batch)
         except (StageFailed, ServerUnavailable) as error:
             return self._unsettled(batch, error)
-        self._send(_answer(batch, cast("Settled", settled), began_s, self._stage.code))
+        self._send(_answer(batch, cast("Settled", settled), began_s))
         return None
 
     async def _run_awaited(self, batch: Batch, began_s: float) -> None:
         try:
             settled = await cast("Awaitable[Settled]", self._stage.process(batch))
-            self._send(_answer(batch, settled, began_s, self._stage.code))
+            self._send(_answer(batch, settled, began_s))
         except (StageFailed, ServerUnavailable) as error:
             code = self._unsettled(batch, error)
             if code is not None:
@@ -359,13 +358,11 @@ class _Server:
             self._disconnect()
 
 
-def _answer(batch: Batch, settled: Settled, began_s: float, code: StageCode | None) -> bytearray:
+def _answer(batch: Batch, settled: Settled, began_s: float) -> bytearray:
     """Return the frame of a batch's results. One that is too long for the dispatcher leaves out what no topic takes."""
     outcomes, calls, too_large = settled
-    agreed = [] if batch.expected is None or code is None else code.agreed(batch.expected, outcomes)
-    memory_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     busy_s = time.perf_counter() - began_s
-    results = Results(batch.epoch, batch.batch, outcomes, calls, busy_s, too_large, memory_bytes, agreed)
+    results = Results(batch.epoch, batch.batch, outcomes, calls, busy_s, too_large)
     frame = encode_frame(results)
     many = any(isinstance(outcome, Many) for outcome in outcomes)
     if len(frame) <= answer_bytes(len(outcomes), batch.result_bytes, many=many):

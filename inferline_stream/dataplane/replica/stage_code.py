@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -65,7 +64,6 @@ class StageCode:
         """Whether the stage asks a server that can sleep."""
         self.emulated = own.emulated if isinstance(own.emulated, Emulated) else None
         self._cost = load_code(own.cost, folder) if weighs and isinstance(own.cost, str) else own.cost
-        self._agrees = load_code(own.agrees, folder) if isinstance(own.agrees, str) else own.agrees or operator.eq
         conditions = {
             child.name: load_code(edge.condition, folder) if isinstance(edge.condition, str) else edge.condition
             for child in pipeline.stages
@@ -119,26 +117,6 @@ class StageCode:
             return settled
         following = iter(settled.outcomes)
         return settled._replace(outcomes=[v if isinstance(v, Failed) else next(following) for v in decoded])
-
-    def agreed(self, expected: Outcomes, outcomes: Outcomes) -> list[bool]:
-        """Return for each event of a batch whether the stage has made the same of it as another version has."""
-        return list(map(self._same, expected, outcomes))
-
-    def _same(self, other: Answer, own: Answer) -> bool:
-        """Whether two versions have made the same of an event: its results in their order, and the edges they take."""
-        if isinstance(other, Failed) or isinstance(own, Failed):
-            return False
-        others, owns = _results(other), _results(own)
-        return len(others) == len(owns) and all(map(self._same_result, others, owns))
-
-    def _same_result(self, other: Done, own: Done) -> bool:
-        if (other.edges, other.key, sorted(other.headers)) != (own.edges, own.key, sorted(own.headers)):
-            return False
-        if other.value == own.value and self._agrees is operator.eq:
-            return True
-        decode = self._decoder()
-        same = attempt(lambda values: bool(self._agrees(*map(decode, values))), (other.value, own.value))
-        return same is True
 
     def weigh(self, inputs: Sequence[StageInput], *, emulated: bool) -> Settled:
         """Return what the topology says of each encoded input, in JSON: its cost, or its weight on emulated hardware.
@@ -196,10 +174,6 @@ class StageCode:
             if condition(value):
                 edges |= bit
         return Done(self._encode(value), edges) if own is None else Done(self._encode(value), edges, *_own(own))
-
-
-def _results(answer: Done | Many) -> Sequence[Done]:
-    return (answer,) if isinstance(answer, Done) else answer.results
 
 
 class TooManyResults(ValueError):

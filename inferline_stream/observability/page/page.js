@@ -34,8 +34,6 @@ function verdict(state) {
   if (state.recent_late_share > 1 - state.objective) return ["bad", `${percent(state.recent_late_share, 1)} of events late`];
   if (!state.plan_feasible) return ["warn", "No plan meets the SLO on recent traffic"];
   if (state.paused) return ["warn", "Decisions are held"];
-  const tried = state.stages.find((s) => s.canary);
-  if (tried) return ["warn", `Version ${tried.canary.version} is tried out on ${percent(tried.canary.share, 0)} of the events`];
   if (state.oversubscribed) return ["warn", "Others take the cores that replicas were planned with"];
   const open = state.stages.filter((s) => s.isolation?.missing.length).map((s) => s.name);
   if (open.length) return ["warn", `Isolation is not whole in ${open.join(", ")}`];
@@ -217,7 +215,6 @@ function stageDetails(state) {
     ...(stage.results_each === null ? [] : [["results of an event", number(stage.results_each, 2)]]), ...(stage.filtered ? [["filtered", `${number(stage.filtered)} events`]] : []),
     ["suspects", number(stage.suspects)], ["quarantined", number(stage.quarantined)], ["batches lost", number(stage.batches_lost)],
     ["by its fallback", `${number(stage.degraded)} events, ${percent(stage.degraded_share)} lately`], ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],
-    ...(stage.canary ? [[`canary ${stage.canary.version}, ${stage.canary.verdict}`, `${percent(stage.canary.achieved)} of the events: ${stage.canary.detail}`]] : []),
     ...stage.nodes.map(([node, dispatchers, replicas]) => [`on ${node}`, `${dispatchers ? "its dispatcher, " : ""}${replicas} ready`]),
   ];
   if (holder.dataset.stage !== stage.name) {

@@ -23,7 +23,7 @@ _METRICS_ONLY = frozenset((
     "clock_lead_s", "clock_lag_s", "slots", "join_events", "join_bytes", "cpu_total_s", "core_wait_total_s",
     "partition_rates", "heard_s", "events", "busy_s", "expired", "replica_s", "completed", "duplicates", "backlog",
     "latency_sum_s", "remote_batches", "network_s", "batch_stats", "edges_taken", "latency_buckets",
-    "canaries", "hours", "many",
+    "hours", "many",
 ))  # fmt: skip
 """Fields that the page has no use for."""
 

@@ -16,7 +16,7 @@ import msgspec
 from packaging.version import Version
 
 import inferline_stream
-from inferline_stream.controlplane.records.control_records import ArrivalTicks, CodeVersion, Override, SloRecord
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, Override, SloRecord
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -35,12 +35,12 @@ from inferline_stream.dataplane.host_postings import Posting
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.dataplane.routes import ClassTopic, Routes
-from inferline_stream.dataplane.slot_grants import CanaryShare, Grant, HardwarePlan, LeaderHeartbeat, StagePlan
+from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.observability.pipeline_state import DecisionRecord, DeviceState, StoredPlan
-from inferline_stream.observability.stage_counts import BatchStats, CanaryCounts, LogTimes, StageCounts
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -89,7 +89,6 @@ FILLED: tuple[Any, ...] = (
         emulated_s={1: 0.02},
         isolation=Isolation("sandbox", scratch=True),
         purpose="profile",
-        image="p:2",
         fallback_s={1: 0.01},
     ),
     DispatcherSpec(
@@ -126,7 +125,6 @@ FILLED: tuple[Any, ...] = (
             0.01,
             b"an event",
             0.03,
-            CanaryShare("5fa2", 0.1, True),
             0.05,
         ),
         settled={0: (10, 12)},
@@ -143,7 +141,7 @@ FILLED: tuple[Any, ...] = (
         number=9,
         held={0: 12},
         halted={1: "why"},
-        replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True, "n-2", 1 << 20)],
+        replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True, "n-2")],
         latencies={"premium": [1, 2]},
         counts=StageCounts(
             events=40,
@@ -165,7 +163,6 @@ FILLED: tuple[Any, ...] = (
             network_s=0.5,
             batches_lost=2,
             records=50,
-            canaries={"5fa2/0.1": CanaryCounts(10, 90, 9, 1, 8, 2, LogTimes(3, 0.1, 0.2), LogTimes(9, 0.2, 0.3))},
         ),
         background={"archive": StageCounts(events=5)},
         clock_lead_s=6.0,
@@ -201,10 +198,7 @@ FILLED: tuple[Any, ...] = (
     DecisionRecord(
         4, "p-0", 3, 1.0, "scale_up", "load", "why", {"a": {"cpu-1": 2}}, True, 9.5, [1, 2], {"a": 3}, {"a": 1}
     ),
-    Override(
-        "limits", "a", 2.0, 1, 4, 9.0, "somebody",
-        CodeVersion("5fa2", "/srv/2/topology.py", 1.0, "/srv/topology.py", "p:2", True, {"a": "7c"}),
-    ),
+    Override("limits", "a", 2.0, 1, 4, 9.0, "somebody"),
     SloRecord(7.5, ErrorBudget(0.99, 86_400.0, 60.0, 5, 1)),
 )  # fmt: skip
 

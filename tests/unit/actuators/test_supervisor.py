@@ -292,7 +292,7 @@ async def test_a_dead_replica_that_nothing_says_any_more_how_to_start_is_gone_on
 ) -> None:
     monkeypatch.setattr(wanted_processes, "restart_in_s", lambda failures: 0.05)
     await host.scale(1)
-    await host.supervisor.know({})  # as where a version that is tried out is given up
+    await host.supervisor.know({})
     (pid,) = (await host.names()).values()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -307,19 +307,19 @@ async def test_a_dead_replica_that_nothing_says_any_more_how_to_start_is_gone_on
 async def test_as_many_replicas_move_to_another_dispatcher_as_it_lacks_however_many_see_it_at_once(host: Host) -> None:
     ends: list[socket.socket] = []
 
-    def remote(name: str, hardware: str = "cpu-1") -> Attachable:
-        return Attachable(name, hardware, "node", False, False, ends.append, lambda why: None)
+    def remote(name: str) -> Attachable:
+        return Attachable(name, "cpu-1", "node", False, False, ends.append, lambda why: None)
 
     await host.dispatch(0)
-    remotes = [*(remote(f"r-{n}") for n in range(7)), remote("tried-0", "cpu-1@next"), remote("tried-1", "cpu-1@next")]
+    remotes = [remote(f"r-{n}") for n in range(7)]
     await host.until(lambda: host.supervisor.admit("work", remotes[0]), "the dispatcher serves")
     assert all(host.supervisor.admit("work", each) for each in remotes[1:])
     host.supervisor.retire_remote(remotes[0])
-    for each in [*remotes[:7], *remotes[:7]]:  # each looks twice before its batch is finished
+    for each in [*remotes, *remotes]:  # each looks twice before its batch is finished
         host.supervisor.move_remote(each, 0)
     await host.until(lambda: count(host.said("work-0-a"), "retires") >= 4, "some retire")
-    assert host.supervisor.serving("work", "cpu-1") == ("work-0-a", 3), "six stay without this, three go"
-    assert host.supervisor.serving("work", "cpu-1@next") == ("work-0-a", 2), "each version is counted for itself"
+    assert host.supervisor.serving("work") == ("work-0-a", 3), "six stay without this, three go"
+
     host.supervisor.retire_remote(remotes[1])  # on its way
     await host.until(lambda: "retires r-1 for good" in host.said("work-0-a"), "it leaves instead")
     moved = ["retires r-0 for good", *(f"retires r-{n} to move" for n in (1, 2, 3)), "retires r-1 for good"]

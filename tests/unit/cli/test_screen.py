@@ -37,7 +37,7 @@ def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() ->
     console = Console(width=200, file=StringIO())
     console.print(StagesTable(replace(state, stages=(stage,))))
     lines = [line.split() for line in console.file.getvalue().splitlines()]
-    names, figures, of_class, background, trouble, late, behind, canary = lines
+    names, figures, of_class, background, trouble, late, behind = lines
     shown = dict(zip(names, figures, strict=False))
     assert " ".join(of_class) == "class posts: P99 300ms of 500ms, late 1%"
     assert shown | {
@@ -52,7 +52,6 @@ def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() ->
     assert " ".join(trouble) == "language: the sample event fails"
     assert " ".join(late) == "language: 2 events can no longer be on time; the oldest entered 60m ago"
     assert " ".join(behind).startswith("language: records are up to 60m older than others before them, and go last:")
-    assert " ".join(canary).startswith("language: version 5fa2: 9.8% of the events, open: more service time 2.00%")
 
 
 def test_a_device_that_is_lost_or_had_an_error_of_its_own_is_named_below_the_stages() -> None:
@@ -109,7 +108,7 @@ def busy(shape: dict[str, list[str]]) -> PipelineState:
             state.stages[0], name=name, replicas=tuple(ReplicaCounts(kind, 8, 12, 10, 2) for kind in kinds),
             arrival_rate=12345.6, queued=23456, wait_s=2.317, service_time_s=0.1234, utilization=1.0,
             dispatcher_utilization=0.99, mean_batch_size=28.7, max_batch_size=32, hold_s=0.125,
-            lags=(345678,), isolation=SEALED, nodes={}, trouble="", canary=None,
+            lags=(345678,), isolation=SEALED, nodes={}, trouble="",
         )
         for name, kinds in shape.items()
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from inferline_stream.controlplane.records.control_records import Override, Over
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
-from inferline_stream.observability.stage_counts import BatchStats, CanaryCounts, StageCounts
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.names import Names
@@ -29,7 +29,6 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.spot import Spot, on_demand
-from inferline_stream.pipeline.version import version_on
 from inferline_stream.settings import Settings
 from tests.support.emulated_runs import one_stage
 from tests.support.fake_actuator import FakeActuator
@@ -64,10 +63,6 @@ class World:
         **more: Any,
     ) -> None:
         self.leading: Any = None
-        self.canaries: dict[str, CanaryCounts] = {}
-        """What is counted of a version that is tried out, by step."""
-        self.fails = 0.0
-        """Share of events on which it fails."""
         self.rate, self.arrived, self.done, self.lost_lead, self.silent = rate, 0.0, 0.0, False, False
         names = Names("p")
         self.kafka = MemoryKafka("posts", 4, lambda: int(self.arrived), lambda: int(self.done))
@@ -138,7 +133,7 @@ class World:
             self.arrived += self.rate(loop.time() - began_s) * TICK_S
             replicas = await self.actuator.observe()
             ready = [r for r in replicas if r.state == "running" and loop.time() >= r.started_s + START_UP_S]
-            able = sum(TICK_S / SERVICE_S[on_demand(r.hardware)] for r in ready if not version_on(r.hardware))
+            able = sum(TICK_S / SERVICE_S[on_demand(r.hardware)] for r in ready)
             served = min(self.arrived - self.done, able)
             self.done += served
             if able:
@@ -151,30 +146,15 @@ class World:
                 await self._report(ready)
 
     async def _report(self, ready: Sequence[ObservedReplica]) -> None:
-        grant = self.grants.get(grant_key("a", 0))
-        canary = None if grant is None else grant.plan.canary
-        if canary is not None and any(version_on(r.hardware) == canary.version for r in ready):
-            counts = self.canaries.setdefault(canary.step, CanaryCounts())
-            counts.events, counts.main_events = (
-                counts.events + 100,
-                counts.main_events + round(100 / canary.share - 100),
-            )
-            counts.answered, counts.failed = counts.events, round(self.fails * counts.events)
-            for _ in range(10):
-                counts.own.note(0.8)
-                counts.main.note(0.8)
         for dispatcher in await self.actuator.dispatchers():
             self._reports += 1
-            tried_s = 0.8 * SERVICE_S["cpu"]
             report = PoolReport(
                 dispatcher.dispatcher, dispatcher.incarnation, "a", 0, "serving", self._reports,
                 held={p: int(self.done) // 4 for p in range(4)},
                 replicas=[ReplicaStatus(r.replica, r.hardware, "ready", START_UP_S) for r in ready],
                 counts=StageCounts(
                     events=int(self.done), busy_s=self._busy_s, replica_s=self._replica_s,
-                    batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S["cpu"])}}
-                    | {"cpu@5fa2": {1: BatchStats(100, 100 * tried_s, 100 * tried_s**2)}},
-                    canaries=self.canaries,
+                    batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S["cpu"])}},
                 ),
             )  # fmt: skip
             self.kafka.append(self.names.stage_stats, encode_report(report), dispatcher.dispatcher.encode())

@@ -118,10 +118,13 @@ async def test_what_is_decided_while_nothing_starts_replicas_is_written_down_for
     await asyncio.sleep(30.0)
     monkeypatch.setattr(world.actuator, "scale", away)
     await world.until(lambda: world.wanted > 2, 5.0)
-    await asyncio.sleep(1.0)
     decisions = world.kafka.topics[world.names.decisions]
-    stored: Any = [decode_stored("wanted", d.value) for d in decisions if d.key == b"wanted" and d.value]
-    assert stored[-1].replicas == world.controller.wanted
+
+    def written() -> bool:
+        stored: Any = [decode_stored("wanted", d.value) for d in decisions if d.key == b"wanted" and d.value]
+        return bool(stored) and stored[-1].replicas == world.controller.wanted
+
+    await world.until(written, 1.0)
 
 
 @in_world(steady(10.0))

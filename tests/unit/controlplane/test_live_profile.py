@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from inferline_stream.controlplane.observe.live_profile import corrected, with_times_of
+from inferline_stream.controlplane.observe.live_profile import corrected
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime, Variation
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths, rates, visit_ratios
-from inferline_stream.pipeline.version import kind_of_version
 
 SHAPE = Shape(("a", "b", "c", "d"), (Arrow(0, 1, True), Arrow(0, 2, True), Arrow(1, 3), Arrow(2, 3)))
 
@@ -52,15 +51,6 @@ def test_service_times_follow_what_was_measured_on_that_kind_alone() -> None:
     slower = after.profiles["a", "cpu-1"]
     assert [entry.mean_s for entry in slower.service_times] == pytest.approx([0.015, 0.030])
     assert after.profiles["a", "t4"] == before.profiles["a", "t4"]
-
-
-def test_a_version_has_the_times_of_its_own_replicas_and_the_branches_that_all_took() -> None:
-    before = profile(independent_paths(SHAPE, {("a", "b"): 0.4, ("a", "c"): 0.6}))
-    stats = {"cpu-1": {4: BatchStats(900, 18.0)}, kind_of_version("cpu-1", "5fa2"): {4: BatchStats(100, 3.0)}}
-    seen = {"a": StageCounts(batch_stats=stats, edges_taken={"b": 1600, "c": 2400})}
-    after = with_times_of("5fa2", before, SHAPE, seen)
-    assert [entry.mean_s for entry in after.profiles["a", "cpu-1"].service_times] == pytest.approx([0.015, 0.030])
-    assert after.paths == before.paths
 
 
 @pytest.mark.parametrize(("batches", "service_s"), [(49, 49 * 0.040), (100, 100 * 0.0215)])

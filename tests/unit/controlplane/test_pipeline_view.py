@@ -21,7 +21,6 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
-from inferline_stream.pipeline.version import kind_of_version
 from inferline_stream.planner.plan_document import PlanDocument
 from tests.unit.controlplane.test_fleet import a_context
 
@@ -160,14 +159,6 @@ def test_a_price_that_people_set_is_that_of_the_whole_device() -> None:
         **{"t4": 0.3, "t4-1of2": 0.15},
         **{"l4": 0.8048, "l4-1of2": 0.1, "l4-1of4": 0.2012},
     }
-
-
-def test_who_watches_counts_the_price_of_a_version_that_is_tried_out() -> None:
-    seen, unread = view(), cast("Any", None)
-    held = [ReplicaStatus("r1", "cpu", "ready"), ReplicaStatus("r2", kind_of_version("cpu", "5fa2"), "ready")]
-    seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=held), 1.0)
-    observer = Observer(seen, unread, unread, unread, unread, unread, Overrides(), {"a": {"cpu": 1}})
-    assert observer._state_at(1.0).cost_per_hour == pytest.approx(0.2)
 
 
 def test_who_watches_shows_every_member_of_a_group_that_nobody_decides_on() -> None:

@@ -78,34 +78,6 @@ def test_a_leap_is_planned_for_while_it_lasts_and_not_once_it_has_passed(lasts_s
     assert times(ReplanOccasions(300, 30), 290, beyond=beyond) == planned_s
 
 
-async def test_a_plan_for_a_version_that_was_replaced_meanwhile_is_not_taken_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
-    view = House().view
-    view.context = PipelineContext(one_stage(), kafka, Settings())
-    taken: list[PipelineProfile] = []
-
-    async def take(proposal: ReplanResult, measured: PipelineProfile) -> None:
-        taken.append(measured)
-
-    clock = ReplanClock(view, Overrides, take)
-    promoted = replace(view.measured, hop_overhead_s=1.0)
-    results = iter([True, False])
-
-    async def planned(_: object, inputs: ReplanInputs) -> ReplanResult:
-        if next(results):
-            clock.measured_again(promoted)
-        return ReplanResult(Reason.PLAN_SAVES, "", inputs.plan)
-
-    monkeypatch.setattr(replan_clock, "call_in_subprocess", planned)
-    clock._occasions.again(0.0)
-    await clock.step()
-    assert (taken, view.measured) == ([], promoted)
-    await clock.step()
-    assert [measured.hop_overhead_s for measured in taken] == [1.0]
-
-
 def test_what_people_want_is_planned_for_once_kafka_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 0, done=lambda: 0)
     view = House().view

@@ -101,6 +101,8 @@ def test_the_only_pipeline_may_have_any_name(tmp_path: Path) -> None:
         (f"x = {'-' * 30_000}1", "topology.py:"),  # Pythons name it differently
         ("from inferline_stream import Stage\nStage('a', list, hardware=['x'], after=7)",
          "topology.py:2: TypeError: after= takes a list, not int; write after=[...]"),
+        ("from inferline_stream import Stage\nStage('a', list, hardware=['x'], agrees=max)",
+         "topology.py:2: agrees is no longer known: results of two versions are no longer compared; leave it out"),
         ("import msgspec\nmsgspec.json.decode(b'{')", "topology.py:2: msgspec.DecodeError"),
     ],
 )  # fmt: skip

@@ -5,7 +5,6 @@ from typing import Any
 from inferline_stream.observability.latency_histogram import LatencyHistogram, latency_bounds_s
 from inferline_stream.observability.pipeline_state import (
     BackgroundState,
-    CanaryState,
     ClassState,
     DecisionRecord,
     DeviceState,
@@ -75,7 +74,6 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 hopeless=2,
                 oldest_wait_s=3600.5,
                 suspects=1,
-                canary=CanaryState("5fa2", 0.1, "open", "more service time 2.00% of 400", 0.098),
                 quarantined=1,
                 dispatcher_utilization=0.2,
                 trouble="replicas fail on every batch",

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
-from inferline_stream.dataplane.dispatcher.canary import Canary
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.dataplane.dispatcher.pool import Pool
@@ -122,18 +121,13 @@ class PlayedSlot:
         return self.slot._session
 
     @property
-    def canary(self) -> Canary:
-        """What a version that is tried out has."""
-        return self.slot._exchange._canary
-
-    @property
     def trouble(self) -> str:
         """What is wrong with the replicas."""
         return self.slot._exchange.trouble
 
     def phases(self) -> dict[str, str]:
         """Return the phase of each replica, as reported."""
-        return {each.replica: each.status.phase for each in self.slot._exchange._replicas()}
+        return {each.replica: each.status.phase for each in self.pool.replicas.values()}
 
     def plan(self, *, limit: int = 1, concurrency: int = 1, sample: bytes | None = None, **of_plan: Any) -> None:
         """Grant the slot by a plan."""

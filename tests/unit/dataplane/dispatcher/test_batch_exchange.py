@@ -47,7 +47,7 @@ def test_a_batch_enters_no_part_of_the_slot_that_its_stage_does_not_use():
         finally:
             sys.setprofile(before)
     assert {"intake", "queue", "batch_exchange", "emitter", "completion"} <= entered
-    unused = {"background", "canary", "doubtful_batches", "fallback_batches", "join", "lost_batches"}
+    unused = {"background", "doubtful_batches", "fallback_batches", "join", "lost_batches"}
     assert sorted(entered & unused) == []
 
 

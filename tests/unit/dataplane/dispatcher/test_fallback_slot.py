@@ -5,14 +5,13 @@ import pytest
 from inferline_stream.dataplane.frames import Call, Done, Failed, Many, Results
 from inferline_stream.dataplane.headers import FALLBACK, REASON, read_headers, with_fallback
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.dataplane.slot_grants import CanaryShare, LeaderHeartbeat
+from inferline_stream.dataplane.slot_grants import LeaderHeartbeat
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.fallback import FALLBACK as FAST
 from inferline_stream.pipeline.fallback import MAIN
 from inferline_stream.pipeline.names import OF
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
-from inferline_stream.pipeline.version import kind_of_version
-from tests.unit.dataplane.dispatcher.doubles import KIND, WALL_S
+from tests.unit.dataplane.dispatcher.doubles import WALL_S
 from tests.unit.dataplane.dispatcher.test_deadline_slot import Stage as DeadlineSlot
 
 
@@ -180,43 +179,6 @@ def test_a_process_that_does_not_know_what_was_served_degrades_nothing_and_says_
     stage = Degradable(share=0.5, served=None)
     assert stage.version(0.95) == MAIN
     assert stage.reported().served == []
-
-
-def test_a_version_that_is_tried_out_sees_no_copies_of_what_it_made():
-    stage = Degradable()
-    stage.plan(canary=CanaryShare("ab12", 1.0, mirror=True), **stage.planned)
-    new = stage.attached("new", hardware=kind_of_version(KIND, "ab12"))
-    assert stage.version(0.95) == FAST
-    assert not new.frames
-    assert stage.version(0.0) == MAIN
-    assert new.batch().version == MAIN
-    (counts,) = stage.report.counts.canaries.values()
-    assert (counts.events, counts.main_events) == (1, 0)
-
-
-def test_a_version_that_is_tried_out_runs_its_own_events_itself_and_what_it_fails_on_runs_on_the_stage_itself():
-    stage = Degradable()
-    stage.plan(canary=CanaryShare("ab12", 0.5), **stage.planned)
-    new = stage.attached("new", hardware=kind_of_version(KIND, "ab12"))
-    versions = []
-    for _ in range(8):
-        stage.come(0.95)
-        if new.frames:
-            batch = new.batch()
-            assert batch.version == MAIN
-            new.say(Results(batch.epoch, batch.batch, [Failed("E", "no", "")], [Call(1, 0.01)], 0.01))
-            again = stage.replica.batch()
-            assert (again.inputs, again.version) == (batch.inputs, MAIN)
-            stage.replica.answer(again)
-        else:
-            batch = stage.replica.batch()
-            versions.append(batch.version)
-            stage.replica.answer(batch)
-    (counts,) = stage.report.counts.canaries.values()
-    assert (counts.events, counts.main_events) == (3, 5), "half of them, to within a batch"
-    assert versions == [FAST] * counts.main_events
-    assert (counts.failed, stage.report.counts.degraded) == (counts.events, counts.main_events)
-    assert stage.report.counts.dead_lettered == 0
 
 
 def test_stages_are_named_once_and_in_their_order():

@@ -26,11 +26,10 @@ from inferline_stream.dataplane.dispatcher import doubtful_batches, join_bounds,
 from inferline_stream.dataplane.dispatcher import session as session_module
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Leave, Ready, Results, Returned
-from inferline_stream.dataplane.slot_grants import CanaryShare, LeaderHeartbeat
+from inferline_stream.dataplane.slot_grants import LeaderHeartbeat
 from inferline_stream.kafka.topic_state import TopicState
-from inferline_stream.pipeline.version import kind_of_version
 from inferline_stream.settings import Settings
-from tests.unit.dataplane.dispatcher.doubles import KIND, WALL_S, Replica
+from tests.unit.dataplane.dispatcher.doubles import WALL_S, Replica
 from tests.unit.dataplane.dispatcher.simulated_kafka import JoinKafka, Kafka
 from tests.unit.dataplane.dispatcher.test_join_bounds import join_routes
 from tests.unit.dataplane.dispatcher.watched_slot import HOPELESS_EVERY, UNSENT_BYTES, WatchedSlot
@@ -74,19 +73,6 @@ class SlotLaws(RuleBasedStateMachine):
         self.slot.now_s = self.clock_s
         self.plan()
         self.session()
-
-    def tried(self) -> None:
-        """Attach a replica of a version that is tried out, or might be."""
-        self.serial += 1
-        version = self.rng.choice(["5fa2", "5fa2", "77aa"])
-        self.slot.attached(f"c{self.serial}", hardware=kind_of_version(KIND, version))
-
-    @rule(share=st.sampled_from([0.0, 0.1, 0.5]), mirror=st.booleans(), version=st.sampled_from(["5fa2", "77aa"]))
-    def a_version_is_tried_out(self, share: float, mirror: bool, version: str) -> None:
-        self.planned["canary"] = CanaryShare(version, share, mirror) if share else None
-        self.plan()
-        if len(self.replicas()) < 4:
-            self.tried()
 
     def plan(self) -> None:
         self.slot.plan(**self.planned, service_s=self.service_s)
@@ -360,7 +346,7 @@ class SlotLaws(RuleBasedStateMachine):
 
     @invariant()
     def no_event_and_no_key_is_in_two_batches_at_once(self) -> None:
-        replicas = [*self.slot.pool.replicas.values(), *self.slot.canary.pool.replicas.values()]
+        replicas = self.slot.pool.replicas.values()
         in_hand = [event for replica in replicas for hand in replica.hands.values() for event in hand.events]
         assert len({id(event) for event in in_hand}) == len(in_hand)
         of_key = Counter(
@@ -440,7 +426,6 @@ class SlotLaws(RuleBasedStateMachine):
         self.nothing_is_sent_twice()
         self.results_of_a_key_are_in_order()
         assert (len(slot.session.queue), len(slot.session.suspects), slot.session.queue._lanes) == (0, 0, {})
-        assert not slot.canary.to_run_again
         slot.replay()
         assert not any(hand.events for each in slot.pool.replicas.values() for hand in each.hands.values())
 

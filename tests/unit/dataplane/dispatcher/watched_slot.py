@@ -34,8 +34,6 @@ class WatchedSlot(PlayedSlot):
         self.numbers = list(range(kafka.topic.partitions))
         self.topic = kafka.topic
         self.acknowledges = False
-        self.tried: dict[int, Any] = {}
-        """Events that a version which is tried out was given: they are served as soon as they come back."""
         self.since_late_turn = self.without_late = 0
         """Batches since one of hopeless events went first, and in a row without a late event while one waited."""
         self.said_again = Counter[tuple[int, int]]()
@@ -79,17 +77,10 @@ class WatchedSlot(PlayedSlot):
         formed = []
         for action in reversed(list(actions)):
             if isinstance(action, on.SendFrame) and isinstance(action.frame, Batch):
-                tried = self.canary.pool.replicas
-                hand = (tried if action.replica in tried else self.pool.replicas)[action.replica].hands[
-                    action.frame.batch
-                ]
-                if action.replica in tried:
-                    self.tried |= {id(event): event for event in hand.events}
+                hand = self.pool.replicas[action.replica].hands[action.frame.batch]
                 halted = {event.partition for event in hand.events} & self.report.halted.keys()
                 assert not halted, "events of a halted partition are handed out"
-                if any(id(event) in self.tried for event in hand.events):
-                    self.since_late_turn, self.without_late = HOPELESS_EVERY, 0
-                elif not hand.alone and hand.events:
+                if not hand.alone and hand.events:
                     formed.append((hand.events, set(waiting)))
                     waiting.update(event for event in hand.events if event.key is None)
         for events, left in reversed(formed):

@@ -71,41 +71,6 @@ def test_an_edge_is_the_bit_of_its_child_in_the_routes() -> None:
     assert outcomes == [Done(b"3", bits["right"]), Done(b"30", bits["right"] | bits["left"])]
 
 
-@pytest.mark.parametrize(
-    ("agrees", "same"),
-    [
-        (None, [True, True, False, False, False, False]),
-        (lambda a, b: abs(a - b) < 2, [True, True, True, False, False, False]),
-        (lambda a, b: 1 / 0, [False] * 6),
-    ],
-)
-def test_results_of_two_versions_are_the_same_by_their_values_or_as_the_stage_says(agrees: object, same: list) -> None:
-    first = Stage("first", number, hardware=["cpu-1"], agrees=agrees)
-    code = StageCode(pipeline(first, Stage("last", pair, hardware=["cpu-1"], after=[first])), "first", "/t.py")
-    failed = Failed("E", "", "")
-    expected = [Done(b"7", 1), Done(b" 7", 1), Done(b"8", 1), Done(b"7", 0), Done(b"x", 1), failed]
-    assert code.agreed(expected, [Done(b"7", 1)] * 5 + [failed]) == same
-
-
-def test_many_results_are_the_same_if_each_is_in_its_place() -> None:
-    results = [Done(b"7", 0), Done(b"8", 0, b"key", (("a", b"1"),))]
-    others = [
-        Many(tuple(results)),
-        Many(tuple(results[::-1])),
-        Many(tuple(results[:1])),
-        Many((results[0], Done(b"8", 0, b"other", (("a", b"1"),)))),
-        Many(),
-        results[0],
-    ]
-
-    def many(counts: list[int]) -> list[list[int]]:
-        return [list(range(count)) for count in counts]
-
-    stage = alone(Stage("many", many, hardware="cpu-1", many=True))
-    assert stage.agreed(others, [others[0]] * len(others)) == [True, False, False, False, False, False]
-    assert stage.agreed([Many()], [Many()]) == [True]
-
-
 def test_a_join_gets_a_field_per_parent_and_none_for_one_that_was_skipped() -> None:
     seen = []
     inputs = [{"left": b"1", "right": b'"a"'}, {"right": b'"b"'}, {"left": b"no number"}, {"left": b"4"}]
