@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis.internal.conjecture import providers
+
+from tests.support.hypothesis_profiles import load_few
 
 pytest_plugins = ["inferline_stream.testing.fixtures"]
 
-# The same examples on every run, and no deadline: machines are noisy, and a test that fails must fail again.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
+load_few()
 # Constants of the modules that a process happened to import before would enter its examples.
 providers._get_local_constants = lambda: providers._local_constants
 

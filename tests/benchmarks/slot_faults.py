@@ -32,7 +32,7 @@ import pytest
 from hypothesis import Phase, settings
 logging.disable(logging.CRITICAL)
 import tests.conftest
-settings.register_profile("faults", settings.get_profile("repeatable"), phases=[Phase.generate], database=None)
+settings.register_profile("faults", settings.get_profile("few"), phases=[Phase.generate], database=None)
 settings.load_profile("faults")
 from tests.unit.dataplane.dispatcher import test_slot_laws as laws
 changed = pytest.MonkeyPatch()

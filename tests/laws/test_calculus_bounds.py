@@ -23,6 +23,7 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
+from tests.support.hypothesis_profiles import examples
 from tests.unit.estimator.random_pipelines import random_shape
 
 ONE = Shape(("a",), ())
@@ -51,7 +52,7 @@ gaps_s = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(150), deadline=None, derandomize=True)
 @given(gaps_s, st.integers(1, 4), st.sampled_from([0.125, 0.5, 0.3]))
 def test_without_batches_the_slowest_event_takes_exactly_the_delay_bound(gaps, replicas, service_s):
     trace = Trace(np.cumsum(gaps))
@@ -63,7 +64,7 @@ def test_without_batches_the_slowest_event_takes_exactly_the_delay_bound(gaps, r
     assert by_stage["a"].delay_s == bound_s
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(150), deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1))
 def test_no_event_of_any_pipeline_passes_the_bound(seed):
     rng = np.random.default_rng(seed)
@@ -102,7 +103,7 @@ def test_a_batch_upstream_reaches_the_next_stage_at_once_and_the_bound_knows():
     assert in_b_s.max() <= bounds(shape, held, measured, curve_of_trace(trace))[1]["b"].delay_s + ROUNDING
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1))
 def test_no_stage_ever_holds_more_events_than_the_backlog_bound(seed):
     rng = np.random.default_rng(seed)
@@ -116,7 +117,7 @@ def test_no_stage_ever_holds_more_events_than_the_backlog_bound(seed):
     assert max(inside) <= by_stage["a"].backlog
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1))
 def test_the_curve_of_an_envelope_is_never_below_the_exact_one(seed):
     """Bounds from a few windows hold for ever after, those of the exact curve for this trace: the former are larger."""

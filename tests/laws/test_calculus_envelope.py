@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from inferline_stream.calculus import envelope, envelope_kernel
 from inferline_stream.calculus.envelope import NumpyKernel, TrafficEnvelope, compiled_kernel, trace_envelope, windows_s
 from inferline_stream.pipeline.trace import Trace
+from tests.support.hypothesis_profiles import examples
 
 WINDOWS = (0.1, 0.2, 0.7, 1.6, 5.0, 0.3, 10.0)
 SPANS_S = (5.0, 5.0, 5.0, 5.0, 5.0, 7.0, 10.0)
@@ -44,7 +45,7 @@ def test_envelope_equals_brute_force_with_ties_late_arrivals_and_boundary_window
     monkeypatch.setattr(envelope, "BLOCK", block)
     monkeypatch.setattr(envelope_kernel, "BLOCK", block)
 
-    @settings(max_examples=80, deadline=None, derandomize=True)
+    @settings(max_examples=examples(80), deadline=None, derandomize=True)
     @given(blocks, st.floats(0, 4))
     def law(parts, wait_s):
         check(kernel, parts, wait_s)
@@ -52,7 +53,7 @@ def test_envelope_equals_brute_force_with_ties_late_arrivals_and_boundary_window
     law()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, derandomize=True)
 @given(blocks, st.floats(0, 4))
 def test_compiled_envelope_equals_brute_force(parts, wait_s):
     check(compiled_kernel(), parts, wait_s)
@@ -74,7 +75,7 @@ def check(kernel, parts, wait_s):
     assert watched.counts(now + wait_s).tolist() == brute_force(seen, WINDOWS, SPANS_S, now + wait_s)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(
     st.lists(gaps, max_size=40),
     st.sampled_from([0.0, 1.7e9]),

@@ -16,12 +16,13 @@ from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.profile import LEVELS
 from inferline_stream.pipeline.trace import Trace
 from tests.support.event_heap import simulate_with_heap
+from tests.support.hypothesis_profiles import examples
 from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
 from tests.unit.estimator.small import CHAIN, measured
 
 GROUPS = 5
 PIPELINES_PER_GROUP = 40
-"""As many in all as contain each thing dozens of times, see below."""
+"""As many in all as contain each thing dozens of times, see below. The suite simulates the first few of them."""
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -30,7 +31,8 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_random_pipelines_give_the_latencies_of_the_event_heap(group: int) -> None:
-    for seed in range(group * PIPELINES_PER_GROUP, (group + 1) * PIPELINES_PER_GROUP):
+    count = examples(PIPELINES_PER_GROUP)
+    for seed in range(group * count, (group + 1) * count):
         pipeline = random_pipeline(seed)
         simulated = simulate_with_heap(pipeline.workload, pipeline.stations)
         expected = simulated.latency_s
@@ -104,7 +106,7 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
 
 
 def test_the_interpreted_source_of_the_kernels_gives_the_same_bits() -> None:
-    for seed in range(120):
+    for seed in range(examples(120)):
         compiled, plain = random_pipeline(seed, events=60), random_pipeline(seed, events=60, code=interpreted)
         assert np.array_equal(compiled.workload.masks, plain.workload.masks)
         with np.errstate(over="ignore"):  # positions wrap around below zero, as in machine code
@@ -146,7 +148,7 @@ def stage_by_stage(pipeline: RandomPipeline) -> dict[int, Departures]:
 
 
 def test_stages_simulated_one_by_one_give_the_same_departures_as_all_together() -> None:
-    for seed in range(2000, 2100):
+    for seed in range(2000, 2000 + examples(100)):
         pipeline = random_pipeline(seed, many=seed % 3 == 0)
         together = evaluate(pipeline.workload, pipeline.stations, keep=range(len(pipeline.stations)), slice_events=50)
         for stage, departures in stage_by_stage(pipeline).items():
@@ -159,7 +161,7 @@ def test_stages_simulated_one_by_one_give_the_same_departures_as_all_together() 
 
 def test_keeping_departures_upstream_of_a_change_changes_nothing() -> None:
     rng = np.random.default_rng(5)
-    for seed in range(2100, 2180):
+    for seed in range(2100, 2100 + examples(80)):
         pipeline = random_pipeline(seed, many=seed % 3 == 0)
         stages = len(pipeline.stations)
         changed = int(rng.integers(stages))
@@ -180,7 +182,7 @@ def test_keeping_departures_upstream_of_a_change_changes_nothing() -> None:
 
 
 def test_latencies_come_from_the_final_stage_departures() -> None:
-    for seed in range(2200, 2240):
+    for seed in range(2200, 2200 + examples(40)):
         pipeline = random_pipeline(seed, many=seed % 3 == 0)
         finals = pipeline.workload.shape.finals()
         evaluation = evaluate(pipeline.workload, pipeline.stations, keep=finals)

@@ -15,10 +15,11 @@ from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_byte
 from inferline_stream.planner.plan_explanation import cost_curve
 from inferline_stream.planner.problem import Problem, fastest_path_s
 from inferline_stream.planner.provision import Algorithm, SearchSettings, provision
+from tests.support.hypothesis_profiles import examples
 from tests.unit.planner.problems import p99_s, random_problem
 
-few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-fewer = settings(few, max_examples=6)  # several plans each
+few = settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fewer = settings(few, max_examples=examples(6))  # several plans each
 
 
 @st.composite

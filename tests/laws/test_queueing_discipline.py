@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from inferline_stream.estimator.evaluation import evaluate, fastest_rest_s
 from inferline_stream.estimator.kernels import draw
 from tests.support.event_heap import Happening, HeapSimulation, simulate_with_heap
+from tests.support.hypothesis_profiles import examples
 from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
 
 SEEDS = st.integers(0, 10**6)
@@ -28,7 +29,7 @@ def number_in_stage(run: HeapSimulation, stage: int) -> float:
     return total
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(SEEDS)
 def test_littles_law_holds_of_every_stage(seed: int) -> None:
     """L·T = n·W, with L integrated from the heap's log and W from the statistics of the compiled simulation."""
@@ -42,7 +43,7 @@ def test_littles_law_holds_of_every_stage(seed: int) -> None:
             assert abs(found - in_stage_s) <= 1e-9 * scale * max(1.0, in_stage_s)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(SEEDS)
 def test_a_whole_batch_ends_together_and_holds_no_more_than_the_limit(seed: int) -> None:
     pipeline = random_pipeline(seed)
@@ -66,7 +67,7 @@ def hop_extra_s(pipeline: RandomPipeline, stage: int, event: int) -> float:
     return float(extra_s[draw(event, pipeline.workload.key("hop", stage)) >> 24]) if extra_s.size else 0.0
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(SEEDS)
 def test_no_event_waits_while_a_replica_that_may_take_it_is_free(seed: int) -> None:
     """Work conservation, at stages of one slot, that wait neither for fuller batches, faster replicas nor keys."""
@@ -84,7 +85,7 @@ def test_no_event_waits_while_a_replica_that_may_take_it_is_free(seed: int) -> N
             assert busy_while_waiting(log, station.replicas)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(SEEDS)
 def test_events_of_one_key_leave_in_the_order_in_which_they_arrived_and_no_two_batches_of_them_overlap(
     seed: int,
@@ -121,7 +122,7 @@ def busy_while_waiting(log: list[Happening], replicas: int) -> bool:
     return True
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(SEEDS)
 def test_the_same_seed_gives_the_same_bytes(seed: int) -> None:
     def run() -> bytes:
@@ -133,7 +134,7 @@ def test_the_same_seed_gives_the_same_bytes(seed: int) -> None:
     assert run() == run()
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(SEEDS)
 def test_an_event_is_never_faster_than_its_services_and_hops(seed: int) -> None:
     """Latency ≥ the longest path over the stages visited, each in its shortest service time."""

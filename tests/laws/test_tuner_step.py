@@ -21,6 +21,7 @@ from inferline_stream.tuner.policy import step
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.replica_fit import supply
 from inferline_stream.tuner.tuner_state import TunerState
+from tests.support.hypothesis_profiles import examples
 from tests.unit.tuner.plans import CATALOGUE, SHAPE, measured, plan, seen, state
 
 THROUGHPUTS = {"a": 100.0, "b": 50.0}
@@ -39,7 +40,7 @@ def totals(held) -> dict[str, int]:
     return {stage: sum(kinds.values()) for stage, kinds in held.items()}
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(150), deadline=None, derandomize=True)
 @given(st.lists(rates, min_size=1, max_size=12), st.sampled_from([None, 12, 20]))
 def test_no_stage_is_short_of_the_rate_while_stock_allows_it(history, stock):
     """After every step each stage carries the rate seen, or the stock is used up."""
@@ -97,7 +98,7 @@ blind = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200), deadline=None, derandomize=True)
 @given(st.lists(st.tuples(blind, st.floats(0.05, 4.0)), min_size=1, max_size=40))
 def test_what_is_missing_or_old_never_takes_a_replica_away(history):
     tuner, _ = step(state(PolicySettings(insurance=(), beginning_s=0.0)), traffic(0.0, 300.0))
@@ -120,7 +121,7 @@ def test_what_is_missing_or_old_never_takes_a_replica_away(history):
             assert decision is None or decision.action is not Action.SCALE_DOWN
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([0.1, 0.1, 0.1, -3.0, 0.0, 7.0, 4000.0, -1e6]), min_size=5, max_size=60))
 def test_after_the_clock_has_jumped_nothing_is_taken_away_for_a_minute(leaps):
     tuner, _ = step(state(PolicySettings(insurance=(), beginning_s=0.0)), traffic(0.0, 300.0))
@@ -137,7 +138,7 @@ def test_after_the_clock_has_jumped_nothing_is_taken_away_for_a_minute(leaps):
             assert decision is None or decision.reason is Reason.CLOCK_JUMPED
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(st.lists(st.tuples(rates, st.integers(1, 4)), min_size=1, max_size=15))
 def test_an_observation_that_is_seen_twice_changes_nothing_the_second_time(history):
     once = twice = state()
@@ -150,7 +151,7 @@ def test_an_observation_that_is_seen_twice_changes_nothing_the_second_time(histo
         assert twice.wanted == once.wanted
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(st.integers(1, 80), st.integers(1, 80), rates)
 def test_limits_that_people_set_hold_at_once(low, high, rate):
     minimum, maximum = sorted((low, high))

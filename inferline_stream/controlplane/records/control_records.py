@@ -7,7 +7,6 @@ return can be used without another look. `RecordDecoder` is the door through whi
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
 from inferline_stream.kafka.offset_metadata import Committed
+from tests.support.hypothesis_profiles import examples
 
 
 def test_growth_between_two_samples_is_spread_evenly_over_the_time_between_them() -> None:
@@ -47,7 +48,7 @@ def test_a_gap_between_samples_restarts_the_watch() -> None:
     assert growth.watched_since_s == 3.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(st.floats(0.001, 0.5), st.lists(st.integers(0, 20), min_size=3, max_size=3)), max_size=30))
 def test_every_record_is_one_arrival_within_its_tick(ticks: list[tuple[float, list[int]]]) -> None:
     growth, now, ends = LogGrowth(), 0.0, [0, 0, 0]

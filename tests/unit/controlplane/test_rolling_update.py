@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.controlplane.apply.rolling_update import StageReplica, next_change
+from tests.support.hypothesis_profiles import examples
 
 SPEED = {"cpu": 10.0, "gpu": 80.0}
 
@@ -105,7 +106,7 @@ def test_a_replica_of_another_kind_makes_room_on_the_device_that_both_take() -> 
     code=st.booleans(),
     random=st.randoms(use_true_random=False),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_every_replacement_ends_with_what_is_wanted_and_supply_never_falls_by_it(old, wanted, code, random) -> None:
     """Plays replacements to their end, replicas getting READY in any order."""
     held = [StageReplica(f"old{i}", kind, float(i), fresh=not code) for i, kind in enumerate(old)]

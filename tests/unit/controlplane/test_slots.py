@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from inferline_stream.controlplane.apply import slots
 from inferline_stream.controlplane.apply.slots import KnownDispatchers, SlotOrders, SlotTable, StageSlots, recovered
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan, partitions_of
+from tests.support.hypothesis_profiles import examples
 
 PARTITIONS = 6
 
@@ -351,4 +352,4 @@ class Slots(RuleBasedStateMachine):
 
 
 TestSlots = Slots.TestCase
-TestSlots.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestSlots.settings = settings(max_examples=examples(200), stateful_step_count=40, deadline=None)

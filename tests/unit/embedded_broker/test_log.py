@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from inferline_stream.embedded_broker.log import PartitionLog
 from inferline_stream.embedded_broker.record_batch import RecordBatch
 from inferline_stream.embedded_broker.topic_settings import TopicSettings
+from tests.support.hypothesis_profiles import examples
 from tests.support.record_batches import record_batch
 
 NOON_MS = 1_700_000_000_000
@@ -106,7 +107,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(steps)
 def test_compaction_changes_nothing_for_a_reader_that_keeps_the_last_committed_value_of_each_key(history):
     whole = PartitionLog(TopicSettings(retention_ms=-1))

@@ -32,6 +32,7 @@ from inferline_stream.replay.loop import Conditions, Slowdown, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
+from tests.support.hypothesis_profiles import examples
 from tests.unit.estimator.random_pipelines import (
     random_keys,
     random_shape,
@@ -67,7 +68,7 @@ def run(measured, held, trace, scaler=None, *, shape=ONE, slots=None, **more):
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.7, 60.0]))
 def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
     """Half of them on a grid of exact binary fractions, where nearly everything happens at the same instants."""

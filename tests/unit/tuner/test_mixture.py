@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.tuner.mixture import following, leaving, mixture
+from tests.support.hypothesis_profiles import examples
 
 PLANS = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(lambda counts: dict(zip("abc", counts, strict=False)))
 
@@ -19,7 +20,7 @@ def distance(planned: dict[str, int], held: dict[str, int], replicas: int) -> fl
     return sum((held[kind] - share) ** 2 / share for kind, share in shares.items())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(PLANS, st.integers(1, 12))
 def test_no_other_mixture_of_as_many_replicas_is_nearer_to_the_plans_shares(planned, replicas):
     found = mixture(planned, replicas)

@@ -19,6 +19,7 @@ from inferline_stream.dataplane.headers import MOVED
 from inferline_stream.kafka.offset_metadata import decode_metadata
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import EVENT_ID, PARENT
+from tests.support.hypothesis_profiles import examples
 from tests.unit.dataplane.dispatcher.test_intake_and_emitter import pipeline, routes_of
 
 LIMIT_BYTES = 3_000.0
@@ -97,7 +98,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(steps, st.booleans())
 def test_whatever_happens_to_a_join_every_event_comes_out_once_whole_and_in_its_order(happens, ordered):
     owners, sent = Owners(ordered=ordered), set()

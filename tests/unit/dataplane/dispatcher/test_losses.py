@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Results
+from tests.support.hypothesis_profiles import examples
 from tests.unit.dataplane.dispatcher.doubles import PlayedSlot
 
 START_S, SERVICE_S, EACH_S = 0.05, 0.02, 0.005
@@ -180,7 +181,7 @@ def test_one_death_by_another_cause_condemns_nothing(events, outside_s, **pool):
     assert simulation.starts <= 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(events=events(HANGS, SLOW, most=25), **pools)
 def test_events_that_hang_are_condemned_and_slow_ones_are_not(events, **pool):
     simulation = Simulation(events=events, **pool).run()

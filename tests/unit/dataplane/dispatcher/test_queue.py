@@ -10,6 +10,7 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.pipeline.deadline_order import FEW_LANES, HOPELESS_EVERY
+from tests.support.hypothesis_profiles import examples
 
 SLO_US = 5_000
 
@@ -130,7 +131,7 @@ class TestAgainstAModel:
         monkeypatch.setattr(queue_module, "FEW_LANES", 3)
         monkeypatch.setattr(queue_module, "HOPELESS_EVERY", 3)
         machine = type("Machine", (globals()[machine],), {"keys_in_order": keys_in_order})
-        machine.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
+        machine.TestCase.settings = settings(max_examples=examples(80), stateful_step_count=40)
         machine.TestCase("runTest").runTest()
 
 

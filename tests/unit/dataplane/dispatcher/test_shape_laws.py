@@ -36,6 +36,7 @@ from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import ERRORS_PREFIX
 from inferline_stream.pipeline.shape import innermost, shape_of
 from inferline_stream.pipeline.topology import Edge, Pipeline, Stage, Topic
+from tests.support.hypothesis_profiles import examples
 
 OTHER = "beside"
 """The source topic of a first stage of its own."""
@@ -342,7 +343,7 @@ def expected_of(tree: Tree, events: int) -> Counter[str]:
     return Counter(f"{at} {msgspec.json.encode(value).decode()}" for at, value in values)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(seed=st.integers(0, 2**32), events=st.integers(1, 4), again=st.sampled_from([0.0, 0.0, 0.3]))
 def test_whatever_the_shape_each_event_is_whole_once_and_accounted_for(seed: int, events: int, again: float) -> None:
     tree = Tree(seed)

@@ -29,6 +29,7 @@ from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed,
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat
 from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.settings import Settings
+from tests.support.hypothesis_profiles import examples
 from tests.unit.dataplane.dispatcher.doubles import WALL_S, Replica
 from tests.unit.dataplane.dispatcher.simulated_kafka import JoinKafka, Kafka
 from tests.unit.dataplane.dispatcher.test_join_bounds import join_routes
@@ -470,4 +471,4 @@ def test_whatever_happens_to_a_slot_it_keeps_its_promises(laws, monkeypatch: pyt
     monkeypatch.setattr(queue, "HOPELESS_EVERY", HOPELESS_EVERY)
     monkeypatch.setattr(queue, "FEW_LANES", 2)
     monkeypatch.setattr(doubtful_batches, "BLAMELESS_ASIDE_S", (0.1, 1.0))
-    run_state_machine_as_test(laws, settings=settings(max_examples=80, stateful_step_count=50, deadline=None))
+    run_state_machine_as_test(laws, settings=settings(max_examples=examples(80), stateful_step_count=50, deadline=None))
