@@ -143,7 +143,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         monitoring(folder, folder / "rules.yml", metrics_port) as heard,
         newcomer.runs("--duration", "5m", *ports) as process,  # until the newcomer has seen enough
     ):
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=120_000
+        )
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         watched(tab, f"http://127.0.0.1:{page_port}/", heard, process)

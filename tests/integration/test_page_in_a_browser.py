@@ -30,6 +30,8 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+LONGEST_MS = 120_000
+"""Until a browser has started or shows what is waited for, beside processes that keep all cores busy."""
 TOKEN = "a token of 24 characters"
 ARROWS = [("language", "verdict", False), ("language", "toxicity", True), ("toxicity", "verdict", False)]
 
@@ -45,7 +47,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=LONGEST_MS)
         yield chromium
         chromium.close()
 
@@ -53,6 +55,7 @@ def browser():
 @pytest.fixture
 def tab(browser):
     tab = browser.new_page()
+    tab.set_default_timeout(LONGEST_MS)
     complaints: list[str] = []
     tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: complaints.append(str(error)))
@@ -77,7 +80,7 @@ def contrast(one: str, other: str) -> float:
 
 def open_page(tab, page: PageServer) -> None:
     tab.goto(page.url)
-    tab.wait_for_selector("#dag g.stage", timeout=10_000)
+    tab.wait_for_selector("#dag g.stage")
 
 
 def test_it_shows_the_figures_of_the_state(tab):
@@ -250,7 +253,6 @@ def test_each_slider_changes_the_figures_of_the_moderation_example_while_75_mill
             total += number
         return (time.process_time() - began_s) / 2_000_000
 
-    tab.set_default_timeout(120_000)
     with closing(serve_what_if(moderation_what_if().answers(), port=0)) as server:
         tab.goto(server.url)
         tab.wait_for_selector("#verdict[data-answers]")
@@ -291,9 +293,9 @@ def test_it_says_that_the_connection_is_lost_and_comes_back_by_itself(tab):
     page = PageServer(a_pipeline, ARROWS, port=0)
     open_page(tab, page)
     page.close()
-    tab.wait_for_selector("body.stale", timeout=10_000)
+    tab.wait_for_selector("body.stale")
     with closing(PageServer(a_pipeline, ARROWS, port=page.port)):
-        tab.wait_for_selector("body:not(.stale)", timeout=20_000)
+        tab.wait_for_selector("body:not(.stale)")
         assert tab.inner_text("#link") == "live"
 
 
@@ -354,7 +356,6 @@ def with_what_if(tmp_path_factory):
 
 def test_what_if_asks_again_where_another_question_came_between_its_own_and_the_answer(tab, with_what_if):
     """An older one that was late, or one of another page: nobody else answers the newest of this page."""
-    tab.set_default_timeout(120_000)
     for path in ("glance", "replay", "curve"):
         tab.route(f"**/{path}?*", lambda route: route.fulfill(body="null", content_type="application/json"), times=1)
     tab.goto(with_what_if[0].url + "what-if")
@@ -365,7 +366,6 @@ def test_what_if_asks_again_where_another_question_came_between_its_own_and_the_
 
 def test_what_if_is_a_tab_of_the_live_page_and_knows_the_runs_plan_and_stock(tab, with_what_if):
     page, process = with_what_if
-    tab.set_default_timeout(120_000)  # of a child of the lowest priority
     order, process.order = process.order, None
     tab.goto(page.url + "what-if")
     tab.locator("#verdict", has_text="the run has no plan yet").wait_for()
@@ -388,7 +388,6 @@ def test_what_if_is_a_tab_of_the_live_page_and_knows_the_runs_plan_and_stock(tab
 
 def test_axe_finds_no_serious_fault_on_either_page(tab, with_what_if):
     page, _ = with_what_if
-    tab.set_default_timeout(120_000)
     for address, there in (("", "#dag g.stage"), ("what-if", "#curve:not(.stale) svg")):
         tab.goto(page.url + address)
         tab.wait_for_selector(there)

@@ -78,7 +78,9 @@ def test_it_shows_everything_from_one_file_without_a_request_or_a_complaint(page
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=120_000
+        )
         tab = chromium.new_page()
         complaints: list[str] = []
         requests: list[str] = []
