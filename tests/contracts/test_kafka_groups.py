@@ -7,11 +7,14 @@ from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import NewPartitions
 from aiokafka.errors import (
     CommitFailedError,
+    GroupCoordinatorNotAvailableError,
     GroupIdNotFound,
+    GroupLoadInProgressError,
     IllegalGenerationError,
     IllegalStateError,
     InconsistentGroupProtocolError,
     NonEmptyGroup,
+    NotCoordinatorForGroupError,
     UnknownMemberIdError,
 )
 from aiokafka.protocol.admin import DeleteGroupsRequest
@@ -136,8 +139,24 @@ async def test_a_listener_learns_what_is_revoked_and_what_is_assigned(clients):
     assert reported[3][1] == partitions_of(consumer)
 
 
+async def coordinated(clients, group):
+    """Wait until a broker answers for a group: the first question creates the topic of groups, in a moment."""
+    admin = await clients.admin()
+
+    async def answered():
+        try:
+            await admin.find_coordinator(group)
+        except GroupCoordinatorNotAvailableError:
+            return False
+        code = (await clients.send(HeartbeatRequest(group, -1, ""))).error_code
+        return code not in (NotCoordinatorForGroupError.errno, GroupLoadInProgressError.errno)
+
+    await until(answered, f"there is a coordinator of {group}")
+
+
 async def join(clients, group, member_id="", session_ms=60_000, protocol="range"):
     """Join a group by hand; brokers may want a new member to ask twice."""
+    await coordinated(clients, group)
     answer = await clients.send(
         JoinGroupRequest(group, session_ms, 60_000, member_id, None, "consumer", [(protocol, b"m")])
     )
