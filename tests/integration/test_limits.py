@@ -14,7 +14,7 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
-from tests.unit.isolation.test_seal import run
+from tests.support.confined_code import run
 
 HAS_A_HELPER = """
 import subprocess, sys

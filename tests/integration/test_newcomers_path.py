@@ -24,11 +24,11 @@ import pytest
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.testing.local_kafka import free_ports
 from tests.integration._monitoring import Notice, monitoring
+from tests.support.chromium import CHROMIUM, launch_chromium
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs/tutorial/first-pipeline.md"
 ARTIFACTS = ROOT / "tests/artifacts/newcomer"
-CHROMIUM = shutil.which("chromium")
 TOKEN = "a newcomer's token"
 LEVELS = [(37.0, 8.0), (1000.0, 4.0), (30.0, 14.0)]
 """Arrivals per second, and for how long: as planned for, a burst that is over before replicas for it have started, and
@@ -143,9 +143,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         monitoring(folder, folder / "rules.yml", metrics_port) as heard,
         newcomer.runs("--duration", "5m", *ports) as process,  # until the newcomer has seen enough
     ):
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=120_000
-        )
+        browser = launch_chromium(playwright)
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         watched(tab, f"http://127.0.0.1:{page_port}/", heard, process)

@@ -1,7 +1,6 @@
 """The live page in a real Chromium: what it shows, that it comes back, that it complains of nothing."""
 
 import re
-import shutil
 import statistics
 import time
 import urllib.request
@@ -20,18 +19,12 @@ from inferline_stream.observability.page.page_files import LIVE, WHAT_IF, page_f
 from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
 from inferline_stream.observability.page.what_if_server import serve_what_if
 from inferline_stream.observability.pipeline_state import PipelineState
+from tests.support.chromium import LONGEST_MS, launch_chromium, needs_chromium
 from tests.support.known_what_if import known_what_if, moderation_what_if
 from tests.unit.observability.states import a_state
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+pytestmark = needs_chromium
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-LONGEST_MS = 120_000
-"""Until a browser has started or shows what is waited for, beside processes that keep all cores busy."""
 TOKEN = "a token of 24 characters"
 ARROWS = [("language", "verdict", False), ("language", "toxicity", True), ("toxicity", "verdict", False)]
 
@@ -47,7 +40,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=LONGEST_MS)
+        chromium = launch_chromium(playwright)
         yield chromium
         chromium.close()
 
