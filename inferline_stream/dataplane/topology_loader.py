@@ -19,6 +19,7 @@ from inferline_stream.pipeline.topology import Pipeline
 
 REMOVED = {
     "agrees": "results of two versions are no longer compared; leave it out",
+    "image": "no replica gets a container of its own; leave it out, and name an image for pods by --image",
 }
 """What to do about an argument that topologies of yesterday give."""
 

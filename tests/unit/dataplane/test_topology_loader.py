@@ -103,6 +103,8 @@ def test_the_only_pipeline_may_have_any_name(tmp_path: Path) -> None:
          "topology.py:2: TypeError: after= takes a list, not int; write after=[...]"),
         ("from inferline_stream import Stage\nStage('a', list, hardware=['x'], agrees=max)",
          "topology.py:2: agrees is no longer known: results of two versions are no longer compared; leave it out"),
+        ("from inferline_stream import Isolation\nIsolation(image='reviews:1')",
+         "topology.py:2: image is no longer known: no replica gets a container of its own; leave it out"),
         ("import msgspec\nmsgspec.json.decode(b'{')", "topology.py:2: msgspec.DecodeError"),
     ],
 )  # fmt: skip
