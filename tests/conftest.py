@@ -35,8 +35,8 @@ SLOW = ("integration", "scenarios", "contracts", "laws")
 
 They run where they are named, or with ``--everything``. They come first: no long file is left for the end.
 """
-LONGEST_UNITS = ("test_demo.py", "planner")
-"""What takes longest of tests/unit: it comes first among them, for the same reason."""
+FIRST = "test_demo.py"
+"""The longest file of tests/unit. What it runs compiles the kernels, which rooms that come later find compiled."""
 ASKED = "python -m pytest --everything"
 
 
@@ -122,8 +122,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         key=lambda item: (
             item.nodeid.split("::")[0] not in ON_RAY,  # what takes longest in one process
             SLOW.index(rooms[item]) if rooms[item] in SLOW else len(SLOW),
-            not {item.path.name, item.path.parent.name}.intersection(LONGEST_UNITS),
-            item.path.name not in LONGEST_UNITS,
+            item.path.name != FIRST,
         )
     )
     missing = {mark: why for mark, has in NEEDS.items() if (why := has())}

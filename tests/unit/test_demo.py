@@ -16,7 +16,7 @@ ANSWER_WITHIN_S = 400
 def test_the_demo_scales_serves_each_event_and_reports_it(tmp_path: Path) -> None:
     environment = {**os.environ, "INFERLINE_CACHE": str(tmp_path / "cache")}  # no profile of an earlier run
 
-    def said(*arguments: str) -> str:
+    def output_of(*arguments: str) -> str:
         done = subprocess.run(
             [*CLI, *arguments],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=ANSWER_WITHIN_S, check=False,
@@ -25,9 +25,9 @@ def test_the_demo_scales_serves_each_event_and_reports_it(tmp_path: Path) -> Non
         assert "Traceback" not in done.stderr
         return done.stdout
 
-    said("init", "demo")
+    output_of("init", "demo")
     ports = ("--ui-port", "0", "--metrics-port", "0")
-    report = json.loads(said("run", "demo", "--duration", "20s", *ports, "--output", "json"))
+    report = json.loads(output_of("run", "demo", "--duration", "20s", *ports, "--output", "json"))
     assert report["events_in"] > 500
     assert (report["events_out"], report["lost"], report["duplicated"]) == (report["events_in"], 0, 0)
     assert "scale_up" in {decision["action"] for decision in report["decisions"]}
